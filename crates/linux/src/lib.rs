@@ -1,0 +1,4 @@
+//! The kernel calls that Bowline makes and `rustix` does not offer, as safe functions.
+//!
+//! This is the only crate of the workspace that may hold `unsafe`. Each module is one part of the kernel's
+//! interface; callers see borrowed descriptors, owned descriptors and `io::Result`, never a raw number.
