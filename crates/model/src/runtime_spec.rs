@@ -11,10 +11,12 @@ mod resources;
 use std::collections::BTreeMap;
 
 pub use linux::{
-    IdMap, IntelRdt, Linux, LinuxDevice, LinuxNamespace, LinuxPersonality, NamespaceType, Seccomp, SeccompAction,
-    SeccompArg, SeccompOp, SeccompSyscall, TimeOffset,
+    IdMap, IntelRdt, Linux, LinuxDevice, LinuxNamespace, LinuxPersonality, NamespaceType, Seccomp,
+    SeccompAction, SeccompArg, SeccompOp, SeccompSyscall, TimeOffset,
 };
-pub use process::{CapabilitySets, ConsoleSize, EnvLine, IoPriority, Process, ProcessUser, Rlimit, Scheduler};
+pub use process::{
+    CapabilitySets, ConsoleSize, EnvLine, IoPriority, Process, ProcessUser, Rlimit, Scheduler,
+};
 pub use resources::{
     BlockIo, CpuResources, DeviceRule, HugepageLimit, LinuxResources, MemoryResources, NetworkPriority,
     NetworkResources, PidsResources, RdmaResources, ThrottleDevice, WeightDevice,

@@ -8,8 +8,20 @@ use crate::{NodeFacts, Note, SpecError};
 
 /// What a container gets when nobody says otherwise: the fourteen of containerd and Docker.
 const DEFAULT: [&str; 14] = [
-    "CHOWN", "DAC_OVERRIDE", "FSETID", "FOWNER", "MKNOD", "NET_RAW", "SETGID", "SETUID", "SETFCAP", "SETPCAP",
-    "NET_BIND_SERVICE", "SYS_CHROOT", "KILL", "AUDIT_WRITE",
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "FSETID",
+    "FOWNER",
+    "MKNOD",
+    "NET_RAW",
+    "SETGID",
+    "SETUID",
+    "SETFCAP",
+    "SETPCAP",
+    "NET_BIND_SERVICE",
+    "SYS_CHROOT",
+    "KILL",
+    "AUDIT_WRITE",
 ];
 
 /// The five sets of a container. Inheritable is empty unless ambient capabilities are asked for, which cannot
@@ -83,7 +95,10 @@ fn parse(field: &'static str, list: &[String]) -> Result<(bool, u64), SpecError>
 fn within_ours(field: &str, wanted: u64, node: &NodeFacts, notes: &mut Vec<Note>) -> u64 {
     let missing = wanted & !(node.capabilities & all(node.last_cap));
     if missing != 0 {
-        notes.push(Note::new(field, format!("{} left out: the daemon itself lacks them", names(missing).join(", "))));
+        notes.push(Note::new(
+            field,
+            format!("{} left out: the daemon itself lacks them", names(missing).join(", ")),
+        ));
     }
     wanted & !missing
 }

@@ -109,8 +109,10 @@ const PERSONALITIES: [u64; 5] = [0, 0x0008, 0x2_0000, 0x2_0008, 0xffff_ffff];
 /// The default profile for a machine and a container's bounding set.
 pub fn default_seccomp(arch: SeccompArch, bounding: &[String]) -> Seccomp {
     let has = |capability: &str| bounding.iter().any(|name| name == capability);
-    let mut rules: Vec<SeccompSyscall> =
-        [PROCESSES, TIME, MEMORY, PATHS, FILES, IPC].into_iter().map(|list| allow(list, Vec::new())).collect();
+    let mut rules: Vec<SeccompSyscall> = [PROCESSES, TIME, MEMORY, PATHS, FILES, IPC]
+        .into_iter()
+        .map(|list| allow(list, Vec::new()))
+        .collect();
     rules.push(allow(arch.own_calls(), Vec::new()));
     for value in PERSONALITIES {
         rules.push(allow("personality", vec![arg(0, SeccompOp::Equal, value, 0)]));

@@ -16,7 +16,9 @@ pub enum SpecError {
     #[error("command: neither the container nor its image names a program to run; set command or args")]
     NoCommand,
     /// A capability that does not exist.
-    #[error("{field}: there is no capability {name:?}; names are those of capabilities(7), with or without CAP_")]
+    #[error(
+        "{field}: there is no capability {name:?}; names are those of capabilities(7), with or without CAP_"
+    )]
     UnknownCapability {
         /// The CRI field.
         field: &'static str,
@@ -27,10 +29,14 @@ pub enum SpecError {
     #[error("security_context.run_as_group: needs run_as_user or run_as_username beside it")]
     GroupWithoutUser,
     /// A privileged container in a pod that is not.
-    #[error("security_context.privileged: the sandbox is not privileged; make the sandbox privileged as well")]
+    #[error(
+        "security_context.privileged: the sandbox is not privileged; make the sandbox privileged as well"
+    )]
     PrivilegedInUnprivilegedSandbox,
     /// The kernel cannot; FailedPrecondition. The kubelet looks for the first word.
-    #[error("RROUnsupported: {field}: this kernel has no recursive read-only mounts (mount_setattr, Linux 5.12)")]
+    #[error(
+        "RROUnsupported: {field}: this kernel has no recursive read-only mounts (mount_setattr, Linux 5.12)"
+    )]
     RecursiveReadOnlyUnsupported {
         /// The CRI field.
         field: String,

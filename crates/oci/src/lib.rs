@@ -21,7 +21,8 @@ mod user;
 pub use default_seccomp::{SeccompArch, default_seccomp};
 pub use error::{Note, SpecError};
 pub use inputs::{
-    ContainerInputs, HostDevice, ImageDefaults, LocalhostSeccomp, NamespacePaths, NodeFacts, PodFiles, SelinuxLabels,
+    ContainerInputs, HostDevice, ImageDefaults, LocalhostSeccomp, NamespacePaths, NodeFacts, PodFiles,
+    SelinuxLabels,
 };
 pub use mounts::clean_path;
 pub use resources::linux_resources;

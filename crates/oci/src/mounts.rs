@@ -89,7 +89,9 @@ fn usual(inputs: &ContainerInputs<'_>) -> Vec<Mount> {
 fn shm(inputs: &ContainerInputs<'_>) -> Mount {
     let bind = ["rbind", "rprivate", "nosuid", "noexec", "nodev"];
     match &inputs.files.shm {
-        _ if inputs.pod.security.namespaces.ipc == NamespaceMode::Node => mount("/dev/shm", "bind", "/dev/shm", &bind),
+        _ if inputs.pod.security.namespaces.ipc == NamespaceMode::Node => {
+            mount("/dev/shm", "bind", "/dev/shm", &bind)
+        }
         Some(path) => mount("/dev/shm", "bind", path, &bind),
         None => mount("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]),
     }
@@ -102,10 +104,14 @@ fn pod_files(inputs: &ContainerInputs<'_>) -> Vec<Mount> {
     if inputs.container.security.readonly_rootfs {
         options.push("ro");
     }
-    [("/etc/hosts", &files.hosts), ("/etc/hostname", &files.hostname), ("/etc/resolv.conf", &files.resolv_conf)]
-        .into_iter()
-        .filter_map(|(path, source)| source.as_ref().map(|source| mount(path, "bind", source, &options)))
-        .collect()
+    [
+        ("/etc/hosts", &files.hosts),
+        ("/etc/hostname", &files.hostname),
+        ("/etc/resolv.conf", &files.resolv_conf),
+    ]
+    .into_iter()
+    .filter_map(|(path, source)| source.as_ref().map(|source| mount(path, "bind", source, &options)))
+    .collect()
 }
 
 /// A volume. Nothing is said for a writable one: an explicit `rw` makes runc 1.2 and later clear flags of the source.
@@ -137,7 +143,10 @@ fn volume(inputs: &ContainerInputs<'_>, index: usize, asked: &spec::Mount) -> Re
     volume.uid_mappings = asked.uid_mappings.iter().map(crate::spec::id_map).collect();
     volume.gid_mappings = asked.gid_mappings.iter().map(crate::spec::id_map).collect();
     if volume.uid_mappings.is_empty() != volume.gid_mappings.is_empty() {
-        return Err(SpecError::invalid(field("uid_mappings"), "uid and gid mappings go together; give both or none"));
+        return Err(SpecError::invalid(
+            field("uid_mappings"),
+            "uid and gid mappings go together; give both or none",
+        ));
     }
     Ok(volume)
 }
@@ -149,11 +158,14 @@ fn source(inputs: &ContainerInputs<'_>, index: usize, asked: &spec::Mount) -> Re
             return Err(SpecError::invalid(field, "an image volume is read-only; set readonly"));
         }
         let path = inputs.image_volumes.get(&index).cloned();
-        return path.ok_or_else(|| SpecError::invalid(field, "the image of the volume is not there; pull it first"));
+        return path
+            .ok_or_else(|| SpecError::invalid(field, "the image of the volume is not there; pull it first"));
     }
     match asked.host_path.as_str() {
         path if path.starts_with('/') && !path.contains('\0') => Ok(path.to_owned()),
-        path => Err(SpecError::invalid(format!("mounts[{index}].host_path"), format!("{path:?} is not absolute"))),
+        path => {
+            Err(SpecError::invalid(format!("mounts[{index}].host_path"), format!("{path:?} is not absolute")))
+        }
     }
 }
 

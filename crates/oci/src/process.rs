@@ -10,7 +10,8 @@ const DEFAULT_PATH: &[u8] = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:
 /// the image's command.
 pub(crate) fn args(inputs: &ContainerInputs<'_>) -> Result<Vec<String>, SpecError> {
     let (container, image) = (inputs.container, inputs.image);
-    let mut argv = if container.command.is_empty() { image.entrypoint.clone() } else { container.command.clone() };
+    let mut argv =
+        if container.command.is_empty() { image.entrypoint.clone() } else { container.command.clone() };
     if !container.args.is_empty() {
         argv.extend_from_slice(&container.args);
     } else if container.command.is_empty() {

@@ -53,7 +53,8 @@ fn memory(asked: &Resources, node: &NodeFacts) -> Result<Option<MemoryResources>
         && swap >= 0
         && swap < limit
     {
-        let reason = format!("{swap} counts memory and swap together and is below memory_limit_in_bytes, {limit}");
+        let reason =
+            format!("{swap} counts memory and swap together and is below memory_limit_in_bytes, {limit}");
         return Err(SpecError::invalid("linux.resources.memory_swap_limit_in_bytes", reason));
     }
     let memory = MemoryResources { limit, swap, ..MemoryResources::default() };
@@ -61,7 +62,11 @@ fn memory(asked: &Resources, node: &NodeFacts) -> Result<Option<MemoryResources>
 }
 
 /// The kubelet sends every page size of the node, most with limit 0; a size that cannot be limited is then no loss.
-fn hugepages(asked: &Resources, node: &NodeFacts, notes: &mut Vec<Note>) -> Result<Vec<HugepageLimit>, SpecError> {
+fn hugepages(
+    asked: &Resources,
+    node: &NodeFacts,
+    notes: &mut Vec<Note>,
+) -> Result<Vec<HugepageLimit>, SpecError> {
     let field = "linux.resources.hugepage_limits";
     let mut limits = Vec::new();
     for (size, limit) in &asked.hugepage_limits {
@@ -70,7 +75,8 @@ fn hugepages(asked: &Resources, node: &NodeFacts, notes: &mut Vec<Note>) -> Resu
         } else if *limit == 0 {
             notes.push(Note::new(field, format!("limit 0 for {size} left out: this host cannot limit them")));
         } else {
-            let reason = format!("this host cannot limit huge pages of {size}; it has {:?}", node.hugetlb_sizes);
+            let reason =
+                format!("this host cannot limit huge pages of {size}; it has {:?}", node.hugetlb_sizes);
             return Err(SpecError::invalid(field, reason));
         }
     }

@@ -7,14 +7,19 @@ use crate::{ContainerInputs, Note, SpecError, default_seccomp};
 
 /// The seccomp profile. A privileged container has none, whatever it asks for: that is what privileged means to
 /// the kubelet's API.
-pub(crate) fn seccomp(inputs: &ContainerInputs<'_>, sets: &CapabilitySets) -> Result<Option<Seccomp>, SpecError> {
+pub(crate) fn seccomp(
+    inputs: &ContainerInputs<'_>,
+    sets: &CapabilitySets,
+) -> Result<Option<Seccomp>, SpecError> {
     let security = &inputs.container.security;
     if security.privileged {
         return Ok(None);
     }
     match &security.seccomp {
         SecurityProfile::Unset | SecurityProfile::Unconfined => Ok(None),
-        SecurityProfile::RuntimeDefault => Ok(Some(default_seccomp(inputs.node.seccomp_arch, &sets.bounding))),
+        SecurityProfile::RuntimeDefault => {
+            Ok(Some(default_seccomp(inputs.node.seccomp_arch, &sets.bounding)))
+        }
         SecurityProfile::Localhost(path) => {
             let field = "security_context.seccomp.localhost_ref";
             let profile = inputs
@@ -32,7 +37,9 @@ pub(crate) fn seccomp(inputs: &ContainerInputs<'_>, sets: &CapabilitySets) -> Re
 pub(crate) fn apparmor(inputs: &ContainerInputs<'_>, notes: &mut Vec<Note>) -> Result<String, SpecError> {
     let security = &inputs.container.security;
     match &security.apparmor {
-        SecurityProfile::Unconfined => Ok(if inputs.node.apparmor { "unconfined".into() } else { String::new() }),
+        SecurityProfile::Unconfined => {
+            Ok(if inputs.node.apparmor { "unconfined".into() } else { String::new() })
+        }
         SecurityProfile::Localhost(name) => {
             let field = "security_context.apparmor.localhost_ref";
             let name = name.strip_prefix("localhost/").unwrap_or(name);
@@ -40,7 +47,10 @@ pub(crate) fn apparmor(inputs: &ContainerInputs<'_>, notes: &mut Vec<Note>) -> R
                 return Err(SpecError::invalid(field, format!("{name:?} is no name of a profile")));
             }
             if !inputs.node.apparmor {
-                return Err(SpecError::invalid(field, format!("profile {name} cannot be had: this host has no AppArmor")));
+                return Err(SpecError::invalid(
+                    field,
+                    format!("profile {name} cannot be had: this host has no AppArmor"),
+                ));
             }
             Ok(name.to_owned())
         }
@@ -50,7 +60,10 @@ pub(crate) fn apparmor(inputs: &ContainerInputs<'_>, notes: &mut Vec<Note>) -> R
             }
             let default = inputs.node.apparmor_default.clone();
             if default.is_none() {
-                notes.push(Note::new("security_context.apparmor", "no default profile is loaded; none is used"));
+                notes.push(Note::new(
+                    "security_context.apparmor",
+                    "no default profile is loaded; none is used",
+                ));
             }
             Ok(default.unwrap_or_default())
         }

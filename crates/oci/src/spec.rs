@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use bowline_model::runtime_spec::{
-    DeviceRule, IdMap, Linux, LinuxDevice, LinuxNamespace, LinuxResources, NamespaceType, Process, ProcessUser, Root,
-    Spec,
+    DeviceRule, IdMap, Linux, LinuxDevice, LinuxNamespace, LinuxResources, NamespaceType, Process,
+    ProcessUser, Root, Spec,
 };
 use bowline_model::spec::{IdMapping, NamespaceMode, Propagation};
 
@@ -29,7 +29,10 @@ pub struct Built {
 /// The spec of a container. Mistakes of the client are found here, so that they fail CreateContainer.
 pub fn container_spec(inputs: &ContainerInputs<'_>) -> Result<Built, SpecError> {
     let security = &inputs.container.security;
-    if security.run_as_group.is_some() && security.run_as_user.is_none() && security.run_as_username.is_empty() {
+    if security.run_as_group.is_some()
+        && security.run_as_user.is_none()
+        && security.run_as_username.is_empty()
+    {
         return Err(SpecError::GroupWithoutUser);
     }
     if security.privileged && !inputs.pod.security.privileged {
@@ -198,12 +201,14 @@ fn device_rules(inputs: &ContainerInputs<'_>) -> Vec<DeviceRule> {
         return vec![everything(true)];
     }
     let mut rules = vec![everything(false)];
-    rules.extend(inputs.devices.iter().filter(|device| matches!(device.kind, 'c' | 'b')).map(|device| DeviceRule {
-        allow: true,
-        kind: device.kind.to_string(),
-        major: Some(device.major.into()),
-        minor: Some(device.minor.into()),
-        access: if device.permissions.is_empty() { "rwm".into() } else { device.permissions.clone() },
+    rules.extend(inputs.devices.iter().filter(|device| matches!(device.kind, 'c' | 'b')).map(|device| {
+        DeviceRule {
+            allow: true,
+            kind: device.kind.to_string(),
+            major: Some(device.major.into()),
+            minor: Some(device.minor.into()),
+            access: if device.permissions.is_empty() { "rwm".into() } else { device.permissions.clone() },
+        }
     }));
     rules
 }
@@ -230,7 +235,9 @@ fn annotations(inputs: &ContainerInputs<'_>) -> BTreeMap<String, String> {
 fn clean_list(field: &str, paths: &[String]) -> Result<Vec<String>, SpecError> {
     paths
         .iter()
-        .map(|path| clean_path(path).ok_or_else(|| SpecError::invalid(field, format!("{path:?} is not absolute"))))
+        .map(|path| {
+            clean_path(path).ok_or_else(|| SpecError::invalid(field, format!("{path:?} is not absolute")))
+        })
         .collect()
 }
 
@@ -240,7 +247,8 @@ fn volume_directories(inputs: &ContainerInputs<'_>, spec: &Spec, notes: &mut Vec
         match clean_path(volume).filter(|path| path != "/") {
             Some(path) if spec.mounts.iter().any(|mount| mount.destination == path) => {}
             Some(path) => list.push(path),
-            None => notes.push(Note::new("image", format!("VOLUME {volume:?} left out: not a path below the root"))),
+            None => notes
+                .push(Note::new("image", format!("VOLUME {volume:?} left out: not a path below the root"))),
         }
     }
     list

@@ -120,9 +120,12 @@ struct Entry {
 }
 
 fn by_uid(uid: u32, passwd: &[u8]) -> Entry {
-    entries(passwd)
-        .find(|entry| entry.uid == uid)
-        .unwrap_or_else(|| Entry { name: String::new(), uid, gid: 0, home: "/".into() })
+    entries(passwd).find(|entry| entry.uid == uid).unwrap_or_else(|| Entry {
+        name: String::new(),
+        uid,
+        gid: 0,
+        home: "/".into(),
+    })
 }
 
 /// A user by name; a number counts as a name first, as in Docker, then as an id that needs no entry.

@@ -151,6 +151,7 @@ impl From<&str> for EnvLine {
 
 impl From<EnvLine> for String {
     fn from(line: EnvLine) -> String {
-        String::from_utf8(line.0).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
+        String::from_utf8(line.0)
+            .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
     }
 }
