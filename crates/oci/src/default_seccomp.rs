@@ -27,7 +27,7 @@ pub enum SeccompArch {
 /// Processes and threads, scheduling, ids, limits.
 const PROCESSES: &str = "arch_prctl capget capset execve execveat exit exit_group fork vfork getcpu getpgid getpgrp getpid \
     getppid getpriority getrusage getsid gettid get_robust_list get_thread_area ioprio_get ioprio_set kill membarrier \
-    nice pause pidfd_open pidfd_send_signal prctl prlimit64 process_mrelease ptrace restart_syscall rseq \
+    pause pidfd_open pidfd_send_signal prctl prlimit64 process_mrelease ptrace restart_syscall rseq \
     sched_getaffinity sched_getattr sched_getparam sched_get_priority_max sched_get_priority_min sched_getscheduler \
     sched_rr_get_interval sched_rr_get_interval_time64 sched_setaffinity sched_setattr sched_setparam \
     sched_setscheduler sched_yield seccomp setpgid setpriority setsid set_robust_list set_thread_area set_tid_address \
@@ -35,8 +35,7 @@ const PROCESSES: &str = "arch_prctl capget capset execve execveat exit exit_grou
     getegid getegid32 geteuid geteuid32 getgid getgid32 getgroups getgroups32 getresgid getresgid32 getresuid \
     getresuid32 getuid getuid32 getrlimit ugetrlimit setrlimit setfsgid setfsgid32 setfsuid setfsuid32 setgid setgid32 \
     setgroups setgroups32 setregid setregid32 setresgid setresgid32 setresuid setresuid32 setreuid setreuid32 setuid \
-    setuid32 landlock_add_rule landlock_create_ruleset landlock_restrict_self lsm_get_self_attr lsm_list_modules \
-    lsm_set_self_attr";
+    setuid32 landlock_add_rule landlock_create_ruleset landlock_restrict_self process_vm_readv process_vm_writev";
 
 /// Signals, timers, clocks that are only read, futexes.
 const TIME: &str = "alarm adjtimex clock_adjtime clock_adjtime64 clock_getres clock_getres_time64 clock_gettime \
@@ -45,8 +44,7 @@ const TIME: &str = "alarm adjtimex clock_adjtime clock_adjtime64 clock_getres cl
     timerfd_create timerfd_gettime timerfd_gettime64 timerfd_settime timerfd_settime64 \
     futex futex_time64 futex_waitv futex_wait futex_wake futex_requeue \
     rt_sigaction rt_sigpending rt_sigprocmask rt_sigqueueinfo rt_sigreturn rt_sigsuspend rt_sigtimedwait \
-    rt_sigtimedwait_time64 rt_tgsigqueueinfo sigaltstack signal sigaction signalfd signalfd4 sigpending sigprocmask \
-    sigreturn sigsuspend";
+    rt_sigtimedwait_time64 rt_tgsigqueueinfo sigaltstack signalfd signalfd4 sigprocmask sigreturn";
 
 /// Memory.
 const MEMORY: &str = "brk madvise map_shadow_stack memfd_create memfd_secret mincore mlock mlock2 mlockall mmap mmap2 \
@@ -55,11 +53,11 @@ const MEMORY: &str = "brk madvise map_shadow_stack memfd_create memfd_secret min
 /// Files by path and their metadata.
 const PATHS: &str = "access chdir chmod chown chown32 creat faccessat faccessat2 fchdir fchmod fchmodat fchmodat2 fchown \
     fchown32 fchownat fgetxattr flistxattr fremovexattr fsetxattr fstat fstat64 fstatat64 fstatfs fstatfs64 futimesat \
-    getcwd getxattr getxattrat lchown lchown32 lgetxattr link linkat listxattr listxattrat llistxattr lremovexattr \
-    lsetxattr lstat lstat64 mkdir mkdirat mknod mknodat name_to_handle_at newfstatat oldfstat oldlstat oldolduname \
-    oldstat olduname open openat openat2 readlink readlinkat removexattr removexattrat rename renameat renameat2 rmdir \
-    setxattr setxattrat stat stat64 statfs statfs64 statx symlink symlinkat truncate truncate64 unlink unlinkat utime \
-    utimensat utimensat_time64 utimes file_getattr file_setattr";
+    getcwd getxattr getxattrat lchown lchown32 lgetxattr link linkat listmount listxattr listxattrat llistxattr lremovexattr \
+    lsetxattr lstat lstat64 mkdir mkdirat mknod mknodat name_to_handle_at newfstatat \
+    open openat openat2 readlink readlinkat removexattr removexattrat rename renameat renameat2 rmdir \
+    setxattr setxattrat stat stat64 statfs statfs64 statmount statx symlink symlinkat truncate truncate64 unlink unlinkat utime \
+    utimensat utimensat_time64 utimes";
 
 /// Open files, pipes, polling, asynchronous I/O.
 const FILES: &str = "cachestat close close_range copy_file_range dup dup2 dup3 epoll_create epoll_create1 epoll_ctl \
@@ -67,7 +65,7 @@ const FILES: &str = "cachestat close close_range copy_file_range dup dup2 dup3 e
     fanotify_mark fcntl fcntl64 fdatasync flock fsync ftruncate ftruncate64 getdents getdents64 getrandom \
     inotify_add_watch inotify_init inotify_init1 inotify_rm_watch io_cancel io_destroy io_getevents io_pgetevents \
     io_pgetevents_time64 io_setup io_submit ioctl _llseek lseek pipe pipe2 poll ppoll ppoll_time64 pread64 preadv \
-    preadv2 pselect6 pselect6_time64 pwrite64 pwritev pwritev2 read readahead readdir readv select _newselect sendfile \
+    preadv2 pselect6 pselect6_time64 pwrite64 pwritev pwritev2 read readahead readv select _newselect sendfile \
     sendfile64 splice sync sync_file_range syncfs tee vmsplice write writev";
 
 /// Sockets but for `socket` itself, System V IPC, message queues.
@@ -81,9 +79,9 @@ const BY_CAPABILITY: [(&str, &str); 14] = [
     ("CAP_DAC_READ_SEARCH", "open_by_handle_at"),
     (
         "CAP_SYS_ADMIN",
-        "bpf clone clone3 fanotify_init fsconfig fsmount fsopen fspick listmount listns lookup_dcookie mount \
-         mount_setattr move_mount open_tree open_tree_attr perf_event_open quotactl quotactl_fd setdomainname \
-         sethostname setns statmount syslog umount umount2 unshare",
+        "bpf clone clone3 fanotify_init fsconfig fsmount fsopen fspick listns lookup_dcookie lsm_get_self_attr \
+         lsm_list_modules lsm_set_self_attr mount mount_setattr move_mount open_tree open_tree_attr perf_event_open quotactl quotactl_fd setdomainname \
+         sethostname setns syslog umount umount2 unshare",
     ),
     ("CAP_SYS_BOOT", "reboot"),
     ("CAP_SYS_CHROOT", "chroot"),

@@ -92,9 +92,15 @@ impl Values<'_> {
     }
 
     /// A value that is lost without harm where the file is missing.
-    fn add_optional(&mut self, hierarchy: u8, file: impl Into<String>, value: impl ToString) {
+    fn add_optional(
+        &mut self,
+        hierarchy: u8,
+        file: impl Into<String>,
+        value: impl ToString,
+        unset: Option<&'static str>,
+    ) {
         let (file, value) = (file.into(), value.to_string());
-        self.list.push(Value { hierarchy, file, value, unset: None, optional: true });
+        self.list.push(Value { hierarchy, file, value, unset, optional: true });
     }
 }
 

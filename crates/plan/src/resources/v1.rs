@@ -94,7 +94,7 @@ fn add_memory(memory: &MemoryResources, out: &mut Values<'_>) {
     };
     if let Some(swap) = swap {
         if swap < 0 || memory.limit == Some(swap) {
-            out.add_optional(at, "memory.memsw.limit_in_bytes", swap.max(-1));
+            out.add_optional(at, "memory.memsw.limit_in_bytes", swap.max(-1), NONE);
         } else {
             out.add(at, "memory.memsw.limit_in_bytes", swap, NONE);
         }
@@ -118,14 +118,14 @@ fn add_block_io(block: &BlockIo, out: &mut Values<'_>) {
     let Some((at, _)) = out.find("blkio", false) else { return };
     // The file is named after the scheduler that offers weights; there is at most one.
     if let Some(weight) = block.weight.filter(|weight| *weight != 0) {
-        out.add_optional(at, "blkio.bfq.weight", weight);
-        out.add_optional(at, "blkio.weight", weight);
+        out.add_optional(at, "blkio.bfq.weight", weight, None);
+        out.add_optional(at, "blkio.weight", weight, None);
     }
     for device in &block.weight_device {
         if let Some(weight) = device.weight {
             let line = format!("{}:{} {weight}", device.major, device.minor);
-            out.add_optional(at, "blkio.bfq.weight_device", &line);
-            out.add_optional(at, "blkio.weight_device", &line);
+            out.add_optional(at, "blkio.bfq.weight_device", &line, None);
+            out.add_optional(at, "blkio.weight_device", &line, None);
         }
     }
     let throttles = [

@@ -134,7 +134,7 @@ fn add_memory(
             .map_err(|reason| PlanError::invalid("linux.resources.memory.swap", reason))?;
         // The file is missing where the kernel does not count swap; then "none" and "all" are no loss.
         match swap {
-            Some(swap) if swap == "0" || swap == "max" => out.add_optional(at, "memory.swap.max", swap),
+            Some(swap) if swap == "0" || swap == "max" => out.add_optional(at, "memory.swap.max", swap, MAX),
             Some(swap) => out.add(at, "memory.swap.max", swap, MAX),
             None => {}
         }
@@ -164,12 +164,22 @@ fn add_block_io(block: &BlockIo, out: &mut Values<'_>) -> Result<(), PlanError> 
     };
     // Which of the two exists depends on the scheduler; they have different scales.
     if let Some(weight) = block.weight.filter(|weight| *weight != 0) {
-        out.add_optional(at, "io.bfq.weight", weight);
-        out.add_optional(at, "io.weight", format!("default {}", convert::io_weight(weight)));
+        out.add_optional(at, "io.bfq.weight", weight, Some("100"));
+        out.add_optional(
+            at,
+            "io.weight",
+            format!("default {}", convert::io_weight(weight)),
+            Some("default 100"),
+        );
     }
     for device in &block.weight_device {
         if let Some(weight) = device.weight {
-            out.add_optional(at, "io.bfq.weight", format!("{}:{} {weight}", device.major, device.minor));
+            out.add_optional(
+                at,
+                "io.bfq.weight",
+                format!("{}:{} {weight}", device.major, device.minor),
+                None,
+            );
         }
     }
     for (key, list) in throttles {
