@@ -25,6 +25,6 @@ pub use inputs::{
     SelinuxLabels,
 };
 pub use mounts::clean_path;
-pub use resources::linux_resources;
+pub use resources::{linux_resources, merged_resources};
 pub use spec::{Built, container_spec};
 pub use user::{MAX_DATABASE, ResolvedUser, UserError, resolve_user};

@@ -27,6 +27,37 @@ pub fn linux_resources(
     })
 }
 
+/// The limits after an update: what the change leaves at zero or empty stays as it was (UpdateContainerResources has no
+/// other way to say "unchanged"). Huge pages and unified keys are merged one by one.
+pub fn merged_resources(old: &Resources, change: &Resources) -> Resources {
+    fn number(old: i64, new: i64) -> i64 {
+        if new == 0 { old } else { new }
+    }
+    fn text(old: &str, new: &str) -> String {
+        if new.is_empty() { old.to_owned() } else { new.to_owned() }
+    }
+    let mut merged = Resources {
+        cpu_period: number(old.cpu_period, change.cpu_period),
+        cpu_quota: number(old.cpu_quota, change.cpu_quota),
+        cpu_shares: number(old.cpu_shares, change.cpu_shares),
+        memory_limit: number(old.memory_limit, change.memory_limit),
+        memory_swap_limit: number(old.memory_swap_limit, change.memory_swap_limit),
+        oom_score_adj: number(old.oom_score_adj, change.oom_score_adj),
+        cpuset_cpus: text(&old.cpuset_cpus, &change.cpuset_cpus),
+        cpuset_mems: text(&old.cpuset_mems, &change.cpuset_mems),
+        hugepage_limits: old.hugepage_limits.clone(),
+        unified: old.unified.clone(),
+    };
+    for (size, limit) in &change.hugepage_limits {
+        match merged.hugepage_limits.iter_mut().find(|(there, _)| there == size) {
+            Some((_, there)) => *there = *limit,
+            None => merged.hugepage_limits.push((size.clone(), *limit)),
+        }
+    }
+    merged.unified.extend(change.unified.clone());
+    merged
+}
+
 fn cpu(asked: &Resources) -> Result<Option<CpuResources>, SpecError> {
     let cpu = CpuResources {
         shares: positive("linux.resources.cpu_shares", asked.cpu_shares)?,

@@ -38,6 +38,12 @@ pub fn container_spec(inputs: &ContainerInputs<'_>) -> Result<Built, SpecError> 
     if security.privileged && !inputs.pod.security.privileged {
         return Err(SpecError::PrivilegedInUnprivilegedSandbox);
     }
+    for (index, device) in inputs.container.devices.iter().enumerate() {
+        if !device.permissions.chars().all(|letter| "rwm".contains(letter)) {
+            let reason = format!("{:?} is not possible; r, w and m are", device.permissions);
+            return Err(SpecError::invalid(format!("devices[{index}].permissions"), reason));
+        }
+    }
     let mut notes = Vec::new();
     let process = process(inputs, &mut notes)?;
     let linux = linux(inputs, &process, &mut notes)?;

@@ -1,5 +1,6 @@
 //! Specs of typical containers, as golden files: `UPDATE_GOLDEN=1 cargo test` rewrites them; the diff is the review.
 //! `bowline-plan` compiles the same files.
+#![allow(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -12,7 +13,7 @@ use bowline_model::spec::{
 };
 use bowline_oci::{
     Built, ContainerInputs, HostDevice, ImageDefaults, LocalhostSeccomp, NamespacePaths, NodeFacts, PodFiles,
-    ResolvedUser, SeccompArch, SpecError, UserError, container_spec, resolve_user,
+    ResolvedUser, SeccompArch, SpecError, UserError, container_spec, merged_resources, resolve_user,
 };
 
 /// Everything that goes in, owned, so that a test changes one thing.
@@ -344,6 +345,13 @@ fn mistakes_name_their_field() {
 
     assert!(with(|c| c.container.security.run_as_group = Some(5)).contains("run_as_group"));
     assert!(with(|c| c.container.security.privileged = true).contains("privileged"));
+    assert!(
+        with(|c| {
+            let permissions = "rx".into();
+            c.container.devices = vec![bowline_model::spec::Device { permissions, ..Default::default() }];
+        })
+        .starts_with("devices[0].permissions")
+    );
     assert!(with(|c| c.container.working_dir = "x".into()).starts_with("working_dir"));
     assert!(with(|c| c.container.resources.oom_score_adj = 1001).contains("oom_score_adj"));
     assert!(
@@ -376,6 +384,27 @@ fn localhost_seccomp_is_taken_as_it_is() {
     let seccomp = case.build().unwrap().spec.linux.unwrap().seccomp.unwrap();
     assert_eq!(seccomp.syscalls[0].names, ["chmod"]);
     assert!(seccomp.architectures.is_empty());
+}
+
+#[test]
+fn an_update_leaves_alone_what_it_does_not_name() {
+    let old = Resources {
+        cpu_shares: 512,
+        memory_limit: 100,
+        cpuset_cpus: "0".into(),
+        hugepage_limits: vec![("2MB".into(), 1)],
+        ..Resources::default()
+    };
+    let change = Resources {
+        memory_limit: 200,
+        hugepage_limits: vec![("2MB".into(), 2), ("1GB".into(), 3)],
+        unified: [("memory.oom.group".to_owned(), "1".to_owned())].into(),
+        ..Resources::default()
+    };
+    let merged = merged_resources(&old, &change);
+    assert_eq!((merged.cpu_shares, merged.memory_limit, merged.cpuset_cpus.as_str()), (512, 200, "0"));
+    assert_eq!(merged.hugepage_limits, [("2MB".into(), 2), ("1GB".into(), 3)]);
+    assert_eq!(merged.unified.len(), 1);
 }
 
 #[test]
@@ -455,4 +484,22 @@ fn users_of_the_client() {
     assert!(resolve("", |s| s.run_as_user = Some(u32::MAX)).is_err());
     let big = vec![b'x'; bowline_oci::MAX_DATABASE + 1];
     assert!(resolve_user(&ContainerSpec::default(), "", Some(&big), None).is_err());
+}
+
+proptest::proptest! {
+    /// Whatever an image holds: an answer or an error, no panic, and never the id that means "unchanged".
+    #[test]
+    fn no_database_makes_an_impossible_user(
+        passwd in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..300),
+        lines in "([a-z]{0,3}:x?:[0-9]{0,11}:[0-9]{0,11}:[a-z]?:/?[a-z]?:\n){0,6}",
+        user in "[a-z0-9:]{0,14}",
+    ) {
+        for database in [&passwd[..], lines.as_bytes()] {
+            if let Ok(user) = resolve_user(&ContainerSpec::default(), &user, Some(database), Some(database)) {
+                assert!(user.uid != u32::MAX && !user.groups.contains(&u32::MAX));
+                assert_eq!(user.groups[0], user.gid);
+                assert!(user.home.starts_with('/') && !user.home.contains(char::is_control));
+            }
+        }
+    }
 }

@@ -120,7 +120,13 @@ impl<'a> Parsed<'a> {
             ("cgroup", _) => self.cgroup_v1(inputs, steps),
             (kind, _) => {
                 let name = if self.mount.source.is_empty() { kind } else { &self.mount.source };
-                let source = new_source(&self.field, kind, name, self.options.data.clone())?;
+                let mut data = self.options.data.clone();
+                // File systems without labels of their own get the container's, as a whole.
+                if matches!(kind, "tmpfs" | "ramfs" | "devpts") && !inputs.linux.mount_label.is_empty() {
+                    let label = c_string("linux.mountLabel", inputs.linux.mount_label.as_str())?;
+                    data.push((c"context".into(), Some(label)));
+                }
+                let source = new_source(&self.field, kind, name, data)?;
                 self.push(source, TargetKind::Dir, steps)
             }
         }

@@ -4,7 +4,8 @@
 //!
 //! - A call without a rule gets the default action. Among the rules of a call, one without conditions counts before
 //!   those with; of several of either sort, the first. The conditions of a rule must all hold, but a rule that names
-//!   one argument twice is as many rules as it has conditions. A rule that says what the default says is no rule.
+//!   one argument twice is as many rules as it has conditions. A rule that says what the default says is no rule, but makes
+//!   its calls known (below).
 //! - A name that the tables do not know (a call of another machine, or a newer kernel) is skipped.
 //! - A call newer than every call that the profile names fails with ENOSYS, unless the default action lets calls
 //!   pass or is ENOSYS already: the profile's author did not know the call, and programs fall back on ENOSYS only.

@@ -1,4 +1,5 @@
 //! Device rules against a naive reading, on random rules and accesses.
+#![allow(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
 
 mod interpreters;
 

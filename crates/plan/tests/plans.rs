@@ -1,4 +1,5 @@
 //! Whole plans of the specs in bowline-oci's golden files: `UPDATE_GOLDEN=1 cargo test` rewrites them.
+#![allow(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
 
 use std::fmt::Write;
 use std::path::Path;

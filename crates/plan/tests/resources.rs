@@ -1,4 +1,5 @@
 //! Conversion tables, and updates against a model of the kernel's rules.
+#![allow(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
 
 use bowline_model::cgroup::{CgroupLayout, Hierarchy};
 use bowline_model::runtime_spec::{
@@ -47,6 +48,9 @@ fn shares_to_weight() {
         (1000, 99, 39),
         (1024, 100, 39),
         (1025, 101, 40),
+        // As seen from runc 1.4 (its issue 4896) and in youki's test of the same formula.
+        (2000, 170, 77),
+        (22_000, 1204, 840),
         (2048, 174, 79),
         (4096, 303, 157),
         (262_143, 10_000, 9999),

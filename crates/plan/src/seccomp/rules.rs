@@ -107,7 +107,8 @@ fn plain(value: u32) -> Verdict {
     Verdict { rules: Vec::new(), otherwise: value }
 }
 
-/// A rule with its names, conditions and value.
+/// A rule with its names, conditions and value. One that says what the default says has no alternatives: it only
+/// tells that the profile's author knew the call.
 struct Rule<'a> {
     names: &'a [String],
     alternatives: Vec<Vec<Condition>>,
@@ -120,9 +121,8 @@ fn read_rules(profile: &Seccomp, default: u32) -> Result<Vec<Rule<'_>>, SeccompE
         let field = format!("syscalls[{index}]");
         let value = action(&format!("{field}.action"), &syscall.action, syscall.errno_ret)?;
         let alternatives = alternatives(&field, syscall)?;
-        if value != default {
-            rules.push(Rule { names: &syscall.names, alternatives, value });
-        }
+        let alternatives = if value == default { Vec::new() } else { alternatives };
+        rules.push(Rule { names: &syscall.names, alternatives, value });
     }
     Ok(rules)
 }
@@ -166,10 +166,12 @@ fn action(field: &str, action: &SeccompAction, errno: Option<u32>) -> Result<u32
 /// What happens with the calls of one machine type, as the starts of intervals.
 fn intervals(arch: Arch, rules: &[Rule<'_>], default: u32, stub: bool) -> BTreeMap<u32, Verdict> {
     let mut calls: BTreeMap<u32, (Vec<Alternative>, Option<u32>)> = BTreeMap::new();
+    let mut last = None;
     for rule in rules {
         for number in rule.names.iter().filter_map(|name| arch.number(name)) {
-            let (conditional, always) = calls.entry(number).or_default();
+            last = last.max(Some(number));
             for conditions in &rule.alternatives {
+                let (conditional, always) = calls.entry(number).or_default();
                 if conditions.is_empty() {
                     always.get_or_insert(rule.value);
                 } else {
@@ -179,17 +181,17 @@ fn intervals(arch: Arch, rules: &[Rule<'_>], default: u32, stub: bool) -> BTreeM
         }
     }
     let first = if arch == Arch::X32 { X32_BIT } else { 0 };
-    let newer = if stub && !calls.is_empty() { ERRNO | ENOSYS } else { default };
-    let last = calls.keys().next_back().copied();
     let mut table = BTreeMap::from([(first, plain(default))]);
+    if let Some(last) = last.filter(|_| stub) {
+        table.insert(last.saturating_add(1), plain(ERRNO | ENOSYS));
+    }
     for (number, (conditional, always)) in calls {
         let verdict = match always {
             Some(value) => plain(value),
             None => Verdict { rules: conditional, otherwise: default },
         };
         table.insert(number, verdict);
-        let behind = plain(if Some(number) == last { newer } else { default });
-        table.entry(number.saturating_add(1)).or_insert(behind);
+        table.entry(number.saturating_add(1)).or_insert_with(|| plain(default));
     }
     table
 }
