@@ -28,7 +28,7 @@ mod root;
 mod terminal;
 
 pub use cgroups::{kill_all, remove as remove_cgroups};
-pub use report::{Report, Stage};
+pub use report::{Failure, Report, Stage, receive};
 
 use std::ffi::{CStr, CString};
 use std::io;
@@ -102,6 +102,16 @@ impl std::fmt::Display for LaunchError {
 }
 
 impl std::error::Error for LaunchError {}
+
+impl LaunchError {
+    /// The kernel's error number; 0 where the kernel was not asked.
+    pub fn errno(&self) -> i32 {
+        match self {
+            LaunchError::BadPlan(_) => 0,
+            LaunchError::Cgroup(_, error) | LaunchError::Clone(error) => error.raw_os_error().unwrap_or(0),
+        }
+    }
+}
 
 /// All that the child reads, laid out before the clone.
 pub(crate) struct Prepared<'a> {

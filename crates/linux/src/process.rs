@@ -57,6 +57,83 @@ pub fn signal_descriptor(signals: &[i32]) -> io::Result<std::os::fd::OwnedFd> {
     }
 }
 
+/// Number of the signal that tells of ended children.
+pub const SIGCHLD: i32 = libc::SIGCHLD;
+
+/// Takes what a signal descriptor has to report; the signals count, not their details.
+pub fn clear_signals(descriptor: &std::os::fd::OwnedFd) {
+    let mut buffer = [0u8; 128 * 16];
+    while rustix::io::read(descriptor, &mut buffer).is_ok_and(|len| len == buffer.len()) {}
+}
+
+/// Signals the process behind a pidfd by number; 0 asks whether it is there.
+pub fn signal_by_pidfd(process: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
+    let none = std::ptr::null::<libc::siginfo_t>();
+    // SAFETY: a NULL siginfo asks the kernel to fill one in; the descriptor is borrowed, hence open.
+    let ret = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, process.as_raw_fd(), signal, none, 0) };
+    if ret == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Takes the descriptor that we were started with as standard input, and leaves /dev/null (standard output, which
+/// the starter made that) in its place.
+pub fn take_stdin() -> io::Result<std::os::fd::OwnedFd> {
+    let taken = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
+    rustix::stdio::dup2_stdin(rustix::stdio::stdout())?;
+    Ok(taken)
+}
+
+/// Closes every descriptor from `first` on, owned or not: only for a process that touches none afterwards.
+pub fn close_from(first: u32) {
+    // SAFETY: plain numbers. Whoever owned one of these descriptors loses it, which is why callers never go back to
+    // code that has any: their process only reaps from here on.
+    unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) };
+}
+
+/// Waits for children, as process 1 of a PID namespace must, and never does anything else.
+///
+/// Loads a filter first that leaves the thread just the calls of this loop.
+pub fn reap_for_ever() -> std::convert::Infallible {
+    let mut set = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: the set is initialised by sigemptyset before it is read; sigwaitinfo and waitpid get no memory to write
+    // but what is passed as NULL, which both allow.
+    unsafe {
+        libc::sigemptyset(set.as_mut_ptr());
+        libc::sigaddset(set.as_mut_ptr(), libc::SIGCHLD);
+        libc::sigprocmask(libc::SIG_BLOCK, set.as_ptr(), std::ptr::null_mut());
+        // Without the filter the process is still without capabilities, descriptors and files.
+        let _ = crate::seccomp::load(&reaper_filter(), 0);
+        loop {
+            while libc::waitpid(-1, std::ptr::null_mut(), libc::WNOHANG) > 0 {}
+            libc::sigwaitinfo(set.as_ptr(), std::ptr::null_mut());
+        }
+    }
+}
+
+/// Allows wait4, rt_sigtimedwait, rt_sigreturn and exit_group; anything else kills.
+fn reaper_filter() -> [u8; 8 * 8] {
+    const LOAD_NUMBER: u16 = 0x20;
+    const JUMP_EQUAL: u16 = 0x15;
+    const RETURN: u16 = 0x06;
+    let allowed = [libc::SYS_wait4, libc::SYS_rt_sigtimedwait, libc::SYS_rt_sigreturn, libc::SYS_exit_group];
+    let mut filter = [0u8; 64];
+    let mut put = |at: usize, code: u16, yes: u8, no: u8, value: u32| {
+        let bytes = &mut filter[at * 8..at * 8 + 8];
+        bytes[0..2].copy_from_slice(&code.to_ne_bytes());
+        bytes[2] = yes;
+        bytes[3] = no;
+        bytes[4..8].copy_from_slice(&value.to_ne_bytes());
+    };
+    put(0, LOAD_NUMBER, 0, 0, 0);
+    for (index, number) in allowed.iter().enumerate() {
+        // To the last instruction, which allows.
+        put(1 + index, JUMP_EQUAL, (5 - index) as u8, 0, *number as u32);
+    }
+    put(5, RETURN, 0, 0, libc::SECCOMP_RET_KILL_PROCESS);
+    put(6, RETURN, 0, 0, libc::SECCOMP_RET_KILL_PROCESS);
+    put(7, RETURN, 0, 0, libc::SECCOMP_RET_ALLOW);
+    filter
+}
+
 /// What became of a child.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Reaped {
