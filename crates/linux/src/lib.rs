@@ -4,7 +4,6 @@
 //! interface; callers see borrowed descriptors, owned descriptors and `io::Result`, never a raw number.
 
 pub mod bpf;
-pub mod cgroup;
 pub mod clone;
 pub mod exec;
 pub mod message;

@@ -58,7 +58,8 @@ wire_enum! {
             launch: Launch,
         },
         /// Runs a process in a running container. Descriptors: plan, then standard input, output and error as far as
-        /// flagged (none with a terminal), then the plan's own.
+        /// flagged (none with a terminal), then the plan's own from the second on: the first, by which the plan joins the
+        /// container, is the monitor's to give.
         Exec = 4 {
             /// What and how.
             exec: Exec,

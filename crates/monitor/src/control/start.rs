@@ -4,8 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use bowline_launch::{Launched, Launcher, Report, Request as LaunchRequest};
-use bowline_launch_plan::{JoinNamespace, LaunchPlan, MAX_LEN};
-use bowline_linux::clone::ns;
+use bowline_launch_plan::{LaunchPlan, MAX_LEN};
 use bowline_monitor_proto::slot::Slot;
 use bowline_monitor_proto::{Answer, Exec as ExecWish, Id, Launch, Pids, Refusal};
 use rustix::event::epoll::{self, EventFlags};
@@ -325,15 +324,13 @@ fn start_exec(
     }
     let mut descriptors = descriptors.into_iter();
     let plan = descriptors.next().and_then(|file| read_plan(&file));
-    let mut plan = plan.ok_or(refuse(Refusal::Malformed))?;
+    let plan = plan.ok_or(refuse(Refusal::Malformed))?;
     let mut stream = |there: bool| if there { descriptors.next() } else { None };
     let streams = [stream(wish.stdin), stream(wish.stdout), stream(wish.stderr)];
-    let mut trees: Vec<OwnedFd> = descriptors.collect();
-    // Into the container: its mounts and its view of cgroups, by its first process.
-    let kernel = |error: io::Error| failed_early("running the command", &error);
-    let door = container.pidfd.try_clone().map_err(kernel)?;
-    plan.join_namespaces.insert(0, JoinNamespace { fd: trees.len() as u16, flags: ns::MOUNT | ns::CGROUP });
-    trees.push(door);
+    // The plan's first descriptor is the door into the container: its first process.
+    let door = container.pidfd.try_clone();
+    let mut trees = vec![door.map_err(|error| failed_early("running the command", &error))?];
+    trees.extend(descriptors);
     let null = pod.surroundings.null.as_fd();
     let streams = streams.each_ref().map(|stream| stream.as_ref().map_or(null, AsFd::as_fd));
     let pid_namespace = Some(container.pidfd.as_fd());
