@@ -227,6 +227,18 @@ wire_enum! {
             /// Path.
             path: CString,
         },
+        /// Changes the attributes of the mount at a path (`mount_setattr`): what a single `Mount` cannot say, because
+        /// part of it holds for the mounts below and part does not, or because it may only hold once they are there.
+        Attributes = 6 {
+            /// The mount's root.
+            path: CString,
+            /// `MOUNT_ATTR_*` to set.
+            attr_set: u64,
+            /// `MOUNT_ATTR_*` to clear.
+            attr_clr: u64,
+            /// For the mounts below as well.
+            recursive: bool,
+        },
     }
 }
 
@@ -372,10 +384,18 @@ mod tests {
 
     fn example() -> LaunchPlan {
         let mut plan = LaunchPlan::new(vec![c"sh".into(), c"-c".into()]);
-        plan.rootfs = Some(Rootfs::Overlay { lower: vec![c"a".into(), c"b".into()], upper: c"u".into(), work: c"w".into() });
+        plan.rootfs = Some(Rootfs::Overlay {
+            lower: vec![c"a".into(), c"b".into()],
+            upper: c"u".into(),
+            work: c"w".into(),
+        });
         plan.steps = vec![
             Step::Mount {
-                source: Source::New { fstype: c"proc".into(), name: c"proc".into(), options: vec![(c"hidepid".into(), Some(c"2".into()))] },
+                source: Source::New {
+                    fstype: c"proc".into(),
+                    name: c"proc".into(),
+                    options: vec![(c"hidepid".into(), Some(c"2".into()))],
+                },
                 target: c"/proc".into(),
                 kind: TargetKind::Dir,
                 attr_set: 14,

@@ -31,7 +31,9 @@ impl std::fmt::Display for DecodeError {
             DecodeError::Variant => f.write_str("the message has an unknown variant"),
             DecodeError::Nul => f.write_str("a string of the message has a NUL inside"),
             DecodeError::Magic => f.write_str("this is no such message"),
-            DecodeError::Version(version) => write!(f, "the message has version {version}, which this build does not speak"),
+            DecodeError::Version(version) => {
+                write!(f, "the message has version {version}, which this build does not speak")
+            }
         }
     }
 }

@@ -2,9 +2,12 @@
 //!
 //! Pure: no I/O, no async, no clock. Everything here can be tested by calling it.
 
+pub mod capability;
+pub mod cgroup;
 pub mod container;
 pub mod id;
 pub mod pod;
+pub mod runtime_spec;
 pub mod signal;
 pub mod spec;
 

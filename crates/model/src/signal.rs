@@ -8,9 +8,9 @@ pub struct Signal(u8);
 
 /// Names of signals 1 to 31, in order (`kill -l`; the same on x86-64, arm64, riscv64).
 const NAMES: [&str; 31] = [
-    "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE", "ALRM",
-    "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ", "VTALRM", "PROF",
-    "WINCH", "IO", "PWR", "SYS",
+    "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE",
+    "ALRM", "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ",
+    "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
 ];
 /// The first real-time signal that programs may use: glibc keeps 32 and 33.
 const RTMIN: u8 = 34;
@@ -87,7 +87,9 @@ mod tests {
 
     #[test]
     fn the_forms_that_images_use() {
-        for (text, number) in [("15", 15), ("SIGTERM", 15), ("term", 15), ("SIGRTMIN+3", 37), ("RTMAX-1", 63), ("SIGPOLL", 29)] {
+        for (text, number) in
+            [("15", 15), ("SIGTERM", 15), ("term", 15), ("SIGRTMIN+3", 37), ("RTMAX-1", 63), ("SIGPOLL", 29)]
+        {
             assert_eq!(Signal::parse(text).map(Signal::number), Some(number), "{text}");
         }
         for bad in ["", "0", "65", "SIGFOO", "RTMIN+31", "RTMAX-40", "-9"] {
