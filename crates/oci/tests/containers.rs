@@ -62,7 +62,12 @@ fn case() -> Case {
             env: vec!["LANG=C".into(), "PATH=/app/bin:/bin".into()],
             ..ImageDefaults::default()
         },
-        user: ResolvedUser { home: "/root".into(), groups: vec![0], name: "root".into(), ..ResolvedUser::default() },
+        user: ResolvedUser {
+            home: "/root".into(),
+            groups: vec![0],
+            name: "root".into(),
+            ..ResolvedUser::default()
+        },
         node: NodeFacts {
             cgroup_mode: CgroupMode::V2,
             capabilities: u64::MAX,
@@ -91,7 +96,13 @@ fn case() -> Case {
             resolv_conf: file("resolv.conf"),
             shm: file("shm"),
         },
-        namespaces: NamespacePaths { network: ns("net"), ipc: ns("ipc"), uts: ns("uts"), pid: None, user: None },
+        namespaces: NamespacePaths {
+            network: ns("net"),
+            ipc: ns("ipc"),
+            uts: ns("uts"),
+            pid: None,
+            user: None,
+        },
         devices: Vec::new(),
         image_volumes: BTreeMap::new(),
         profile: None,
@@ -137,7 +148,11 @@ fn golden(name: &str, case: &Case) {
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
         std::fs::write(&path, &text).unwrap();
     }
-    assert_eq!(text, std::fs::read_to_string(&path).unwrap_or_default(), "{name}: UPDATE_GOLDEN=1 rewrites the file");
+    assert_eq!(
+        text,
+        std::fs::read_to_string(&path).unwrap_or_default(),
+        "{name}: UPDATE_GOLDEN=1 rewrites the file"
+    );
 }
 
 #[test]
@@ -150,8 +165,11 @@ fn terminal_with_limits_and_default_seccomp() {
     let mut case = case();
     case.container.tty = true;
     case.container.security.seccomp = SecurityProfile::RuntimeDefault;
-    case.container.security.capabilities =
-        Capabilities { add: vec!["net_admin".into()], drop: vec!["CAP_NET_RAW".into()], add_ambient: Vec::new() };
+    case.container.security.capabilities = Capabilities {
+        add: vec!["net_admin".into()],
+        drop: vec!["CAP_NET_RAW".into()],
+        add_ambient: Vec::new(),
+    };
     case.container.resources = Resources {
         cpu_period: 100_000,
         cpu_quota: 50_000,
@@ -237,8 +255,11 @@ fn commands_replace_what_the_image_says() {
 #[test]
 fn the_last_value_of_a_variable_wins_and_bytes_survive() {
     let mut case = case();
-    case.container.envs =
-        vec![("LANG".into(), b"de=x\ny".to_vec()), ("RAW".into(), vec![0xff, 0xfe]), ("LANG".into(), b"fr".to_vec())];
+    case.container.envs = vec![
+        ("LANG".into(), b"de=x\ny".to_vec()),
+        ("RAW".into(), vec![0xff, 0xfe]),
+        ("LANG".into(), b"fr".to_vec()),
+    ];
     let env = case.build().unwrap().spec.process.unwrap().env;
     assert!(env.iter().any(|line| line.as_bytes() == b"RAW=\xff\xfe"), "{env:?}");
     assert_eq!(case.env()[..3], ["PATH=/app/bin:/bin", "LANG=fr", "HOSTNAME=web"]);
@@ -275,9 +296,13 @@ fn capabilities_follow_add_and_drop() {
     let mut case = case();
     case.container.security.capabilities.add = vec!["NET_MAGIC".into()];
     assert!(case.error().contains("NET_MAGIC"));
-    case.container.security.capabilities = Capabilities { add_ambient: vec!["SYS_TIME".into()], ..Default::default() };
+    case.container.security.capabilities =
+        Capabilities { add_ambient: vec!["SYS_TIME".into()], ..Default::default() };
     let sets = case.build().unwrap().spec.process.unwrap().capabilities.unwrap();
-    assert_eq!((&sets.ambient[..], &sets.inheritable[..]), (&["CAP_SYS_TIME".into()][..], &["CAP_SYS_TIME".into()][..]));
+    assert_eq!(
+        (&sets.ambient[..], &sets.inheritable[..]),
+        (&["CAP_SYS_TIME".into()][..], &["CAP_SYS_TIME".into()][..])
+    );
     assert!(sets.permitted.contains(&"CAP_SYS_TIME".into()));
 }
 
@@ -332,10 +357,12 @@ fn mistakes_name_their_field() {
         .contains("unified")
     );
     assert!(
-        with(|c| c.container.security.seccomp = SecurityProfile::Localhost("/p.json".into())).contains("localhost_ref")
+        with(|c| c.container.security.seccomp = SecurityProfile::Localhost("/p.json".into()))
+            .contains("localhost_ref")
     );
     assert!(
-        with(|c| c.container.security.apparmor = SecurityProfile::Localhost("localhost/p".into())).contains("AppArmor")
+        with(|c| c.container.security.apparmor = SecurityProfile::Localhost("localhost/p".into()))
+            .contains("AppArmor")
     );
 }
 
@@ -343,7 +370,9 @@ fn mistakes_name_their_field() {
 fn localhost_seccomp_is_taken_as_it_is() {
     let mut case = case();
     case.container.security.seccomp = SecurityProfile::Localhost("/p.json".into());
-    case.profile = Some(r#"{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["chmod"],"action":"SCMP_ACT_ERRNO"}]}"#);
+    case.profile = Some(
+        r#"{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["chmod"],"action":"SCMP_ACT_ERRNO"}]}"#,
+    );
     let seccomp = case.build().unwrap().spec.linux.unwrap().seccomp.unwrap();
     assert_eq!(seccomp.syscalls[0].names, ["chmod"]);
     assert!(seccomp.architectures.is_empty());
@@ -368,7 +397,8 @@ fn swap_follows_memory_unless_something_else_is_said() {
     assert!(swap(100, 50, false).is_err());
 }
 
-const PASSWD: &[u8] = b"root:x:0:0:root:/root:/bin/sh\n# note\ngarbage\nbad:x:4294967295:1::/:/\nwrap:x:4294967296:0::/:\n\
+const PASSWD: &[u8] =
+    b"root:x:0:0:root:/root:/bin/sh\n# note\ngarbage\nbad:x:4294967295:1::/:/\nwrap:x:4294967296:0::/:\n\
     app:x:1000:1000::/home/app:/bin/sh\nodd:x:1001:77::re\x01lative:\n";
 const GROUP: &[u8] = b"root:x:0:\nwheel:x:10:root,app\nextra:x:50000:app\nnonsense\nodd:x:77:\n";
 

@@ -56,7 +56,8 @@ fn lines(devices: Vec<DeviceRule>) -> Vec<String> {
 
 #[test]
 fn usual_devices_may_be_used_and_no_others() {
-    let program = program(&rules(&limits(vec![DeviceRule { allow: false, ..DeviceRule::default() }])).unwrap());
+    let program =
+        program(&rules(&limits(vec![DeviceRule { allow: false, ..DeviceRule::default() }])).unwrap());
     for (major, minor) in [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2), (136, 77)] {
         assert!(interpreters::device(&program, 2, 6, major, minor), "{major}:{minor}");
     }
@@ -68,15 +69,13 @@ fn usual_devices_may_be_used_and_no_others() {
 
 #[test]
 fn v1_lines_start_from_nothing() {
-    let fuse = DeviceRule {
-        allow: true,
-        kind: "c".into(),
-        major: Some(10),
-        minor: Some(229),
-        access: "rw".into(),
-    };
+    let fuse =
+        DeviceRule { allow: true, kind: "c".into(), major: Some(10), minor: Some(229), access: "rw".into() };
     let got = lines(vec![DeviceRule::default(), fuse]);
-    assert_eq!(got[..4], ["devices.deny a", "devices.allow c 10:229 rw", "devices.allow c *:* m", "devices.allow b *:* m"]);
+    assert_eq!(
+        got[..4],
+        ["devices.deny a", "devices.allow c 10:229 rw", "devices.allow c *:* m", "devices.allow b *:* m"]
+    );
     assert_eq!(got.last().unwrap(), "devices.allow c 136:* rwm");
     // No rules at all are as strict.
     assert_eq!(lines(Vec::new())[0], "devices.deny a");

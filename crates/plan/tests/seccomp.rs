@@ -12,7 +12,12 @@ const ERRNO: u32 = 0x0005_0000;
 const ENOSYS: u32 = ERRNO | 38;
 
 fn rule(names: &[&str], action: SeccompAction, args: Vec<SeccompArg>) -> SeccompSyscall {
-    SeccompSyscall { names: names.iter().map(|name| (*name).to_owned()).collect(), action, errno_ret: None, args }
+    SeccompSyscall {
+        names: names.iter().map(|name| (*name).to_owned()).collect(),
+        action,
+        errno_ret: None,
+        args,
+    }
 }
 
 fn arg(index: u32, op: SeccompOp, value: u64, value_two: u64) -> SeccompArg {
@@ -35,7 +40,11 @@ fn run(profile: &Seccomp, arch: Arch, name: &str, args: [u64; 6]) -> u32 {
 
 #[test]
 fn a_list_of_allowed_calls() {
-    let profile = profile(SeccompAction::Errno, &[], vec![rule(&["read", "write", "no_such_call"], SeccompAction::Allow, vec![])]);
+    let profile = profile(
+        SeccompAction::Errno,
+        &[],
+        vec![rule(&["read", "write", "no_such_call"], SeccompAction::Allow, vec![])],
+    );
     assert_eq!(run(&profile, Arch::X86_64, "read", [0; 6]), ALLOW);
     // Older than the newest call of the profile: none.
     assert_eq!(run(&profile, Arch::X86_64, "open", [0; 6]), ENOSYS);
@@ -76,7 +85,11 @@ fn three_machine_types_in_one_filter() {
 #[test]
 fn narrow_machines_compare_the_lower_half() {
     let wanted = arg(0, SeccompOp::Equal, u64::MAX, 0);
-    let profile = profile(SeccompAction::Errno, &["SCMP_ARCH_X86"], vec![rule(&["personality"], SeccompAction::Allow, vec![wanted])]);
+    let profile = profile(
+        SeccompAction::Errno,
+        &["SCMP_ARCH_X86"],
+        vec![rule(&["personality"], SeccompAction::Allow, vec![wanted])],
+    );
     let args = |value| [value, 0, 0, 0, 0, 0];
     assert_eq!(run(&profile, Arch::X86, "personality", args(0xffff_ffff)), ALLOW);
     assert_eq!(run(&profile, Arch::X86_64, "personality", args(0xffff_ffff)), ERRNO | 1);
@@ -86,7 +99,8 @@ fn narrow_machines_compare_the_lower_half() {
 #[test]
 fn masks_without_the_bits_of_new_namespaces() {
     let mask = arg(0, SeccompOp::MaskedEqual, 0x7e02_0000, 0);
-    let profile = profile(SeccompAction::Errno, &[], vec![rule(&["clone"], SeccompAction::Allow, vec![mask])]);
+    let profile =
+        profile(SeccompAction::Errno, &[], vec![rule(&["clone"], SeccompAction::Allow, vec![mask])]);
     for (flags, verdict) in [(0x11, ALLOW), (0x1000_0011, ERRNO | 1), (0xff_0000_0011, ALLOW)] {
         assert_eq!(run(&profile, Arch::X86_64, "clone", [flags, 0, 0, 0, 0, 0]), verdict, "{flags:#x}");
     }
@@ -95,12 +109,16 @@ fn masks_without_the_bits_of_new_namespaces() {
 #[test]
 fn what_is_not_possible_is_an_error_that_says_so() {
     let bad = |change: fn(&mut Seccomp)| {
-        let mut profile = profile(SeccompAction::Errno, &[], vec![rule(&["read"], SeccompAction::Allow, vec![])]);
+        let mut profile =
+            profile(SeccompAction::Errno, &[], vec![rule(&["read"], SeccompAction::Allow, vec![])]);
         change(&mut profile);
         compile(&profile, Arch::X86_64).unwrap_err()
     };
     assert!(matches!(bad(|p| p.syscalls[0].action = SeccompAction::Notify), SeccompError::Notify { .. }));
-    assert!(matches!(bad(|p| p.default_action = SeccompAction::Other("X".into())), SeccompError::Unknown { .. }));
+    assert!(matches!(
+        bad(|p| p.default_action = SeccompAction::Other("X".into())),
+        SeccompError::Unknown { .. }
+    ));
     assert!(matches!(bad(|p| p.architectures = vec!["SCMP_ARCH_VAX".into()]), SeccompError::Arch(_)));
     assert!(matches!(bad(|p| p.default_errno_ret = Some(5000)), SeccompError::Range { .. }));
     assert!(matches!(
@@ -109,7 +127,9 @@ fn what_is_not_possible_is_an_error_that_says_so() {
     ));
     assert!(matches!(
         bad(|p| {
-            p.syscalls = (0..3000).map(|n| rule(&["read"], SeccompAction::Allow, vec![arg(0, SeccompOp::Equal, n, 0)])).collect();
+            p.syscalls = (0..3000)
+                .map(|n| rule(&["read"], SeccompAction::Allow, vec![arg(0, SeccompOp::Equal, n, 0)]))
+                .collect();
         }),
         SeccompError::TooLong(_)
     ));
@@ -118,8 +138,9 @@ fn what_is_not_possible_is_an_error_that_says_so() {
 #[test]
 fn far_jumps_reach() {
     // One call with a body of more than 255 instructions between calls on both sides of it.
-    let mut rules: Vec<_> =
-        (0..600).map(|n| rule(&["mmap"], SeccompAction::Log, vec![arg(1, SeccompOp::Equal, n << 33 | 1, 0)])).collect();
+    let mut rules: Vec<_> = (0..600)
+        .map(|n| rule(&["mmap"], SeccompAction::Log, vec![arg(1, SeccompOp::Equal, n << 33 | 1, 0)]))
+        .collect();
     rules.push(rule(&["read", "close"], SeccompAction::Allow, vec![]));
     let profile = profile(SeccompAction::Errno, &[], rules);
     assert!(instructions(&profile, Arch::X86_64).unwrap().len() < MAX_INSTRUCTIONS);
@@ -164,7 +185,17 @@ fn the_default_profile_does_what_it_is_known_for() {
     for name in ["read", "openat", "execve", "futex", "epoll_wait", "statx", "rseq", "ptrace", "chroot"] {
         check(name, [0; 6], ALLOW);
     }
-    for name in ["mount", "keyctl", "io_uring_setup", "kexec_load", "bpf", "userfaultfd", "reboot", "swapon", "unshare"] {
+    for name in [
+        "mount",
+        "keyctl",
+        "io_uring_setup",
+        "kexec_load",
+        "bpf",
+        "userfaultfd",
+        "reboot",
+        "swapon",
+        "unshare",
+    ] {
         check(name, [0; 6], ERRNO | 1);
     }
     check("clone3", [0; 6], ENOSYS);
@@ -178,7 +209,8 @@ fn the_default_profile_does_what_it_is_known_for() {
 
 #[test]
 fn every_name_of_the_default_profile_is_a_call_somewhere() {
-    let arches = [Arch::X86_64, Arch::X86, Arch::Aarch64, Arch::Arm, Arch::Riscv64, Arch::S390x, Arch::Ppc64le];
+    let arches =
+        [Arch::X86_64, Arch::X86, Arch::Aarch64, Arch::Arm, Arch::Riscv64, Arch::S390x, Arch::Ppc64le];
     let unknown: Vec<String> = default_profile()
         .syscalls
         .into_iter()
@@ -193,8 +225,20 @@ fn every_name_of_the_default_profile_is_a_call_somewhere() {
 // ---- random profiles ----
 
 const NAMES: [&str; 14] = [
-    "read", "write", "open", "close", "mmap", "ioctl", "socket", "clone", "execve", "openat2", "futex", "personality",
-    "mseal", "kexec_load",
+    "read",
+    "write",
+    "open",
+    "close",
+    "mmap",
+    "ioctl",
+    "socket",
+    "clone",
+    "execve",
+    "openat2",
+    "futex",
+    "personality",
+    "mseal",
+    "kexec_load",
 ];
 const ARCHES: [(&str, Arch); 4] = [
     ("SCMP_ARCH_X86_64", Arch::X86_64),
@@ -237,15 +281,15 @@ fn any_arg() -> impl Strategy<Value = SeccompArg> {
         Just(SeccompOp::GreaterOrEqual),
         Just(SeccompOp::MaskedEqual),
     ];
-    (0u32..6, op, any_value(), any_value()).prop_map(|(index, op, value, value_two)| arg(index, op, value, value_two))
+    (0u32..6, op, any_value(), any_value())
+        .prop_map(|(index, op, value, value_two)| arg(index, op, value, value_two))
 }
 
 fn any_rule() -> impl Strategy<Value = SeccompSyscall> {
     let names = prop::collection::vec(prop::sample::select(&NAMES[..]), 1..4);
     let args = prop_oneof![Just(Vec::new()), prop::collection::vec(any_arg(), 1..4)];
-    (names, any_action(), prop::option::of(0u32..50), args).prop_map(|(names, action, errno_ret, args)| SeccompSyscall {
-        errno_ret,
-        ..rule(&names, action, args)
+    (names, any_action(), prop::option::of(0u32..50), args).prop_map(|(names, action, errno_ret, args)| {
+        SeccompSyscall { errno_ret, ..rule(&names, action, args) }
     })
 }
 
@@ -292,21 +336,25 @@ fn naive(profile: &Seccomp, arch: Arch, nr: u32, args: [u64; 6]) -> u32 {
         return KILL_PROCESS;
     }
     let default = value(&profile.default_action, profile.default_errno_ret);
-    let rules: Vec<_> = profile.syscalls.iter().filter(|rule| value(&rule.action, rule.errno_ret) != default).collect();
-    let numbers = |rule: &SeccompSyscall| rule.names.iter().filter_map(|name| arch.number(name)).collect::<Vec<_>>();
+    let rules: Vec<_> =
+        profile.syscalls.iter().filter(|rule| value(&rule.action, rule.errno_ret) != default).collect();
+    let numbers =
+        |rule: &SeccompSyscall| rule.names.iter().filter_map(|name| arch.number(name)).collect::<Vec<_>>();
     let mine: Vec<_> = rules.iter().filter(|rule| numbers(rule).contains(&nr)).collect();
     if let Some(rule) = mine.iter().find(|rule| rule.args.is_empty()) {
         return value(&rule.action, rule.errno_ret);
     }
     for rule in &mine {
-        let twice = rule.args.iter().enumerate().any(|(i, a)| rule.args[i + 1..].iter().any(|b| a.index == b.index));
+        let twice =
+            rule.args.iter().enumerate().any(|(i, a)| rule.args[i + 1..].iter().any(|b| a.index == b.index));
         let matches = |condition| holds(condition, arch, args);
         if if twice { rule.args.iter().any(matches) } else { rule.args.iter().all(matches) } {
             return value(&rule.action, rule.errno_ret);
         }
     }
     let last = rules.iter().flat_map(|rule| numbers(rule)).max();
-    let lets_pass = matches!(profile.default_action, SeccompAction::Allow | SeccompAction::Log | SeccompAction::Trace);
+    let lets_pass =
+        matches!(profile.default_action, SeccompAction::Allow | SeccompAction::Log | SeccompAction::Trace);
     if !lets_pass && last.is_some_and(|last| nr > last) { ENOSYS } else { default }
 }
 
