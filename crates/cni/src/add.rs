@@ -39,14 +39,13 @@ impl Cni {
         let mut record = Record {
             sandbox_id: pod.pod.sandbox_id.to_owned(),
             if_name: pod.if_name.to_owned(),
-            state: State::Adding,
             netns_path: pod.netns_path.map(|p| p.to_string_lossy().into_owned()),
             args: pod.args(),
             capability_args: pod.capability_args(),
             conflist: list.to_value(),
             result: None,
         };
-        self.cache.write(&record)?;
+        self.cache.write(&record, State::Adding)?;
         match self.run_add(&list, &mut record, pod.netns, pod.netns_path) {
             Ok(result) => Ok(self.describe(&list, result)),
             Err(error) => {
@@ -73,8 +72,8 @@ impl Cni {
         self.bring_up_lo(&mut pod, record)?;
         let result = result.unwrap_or_default();
         record.result = Some(result.to_json(&list.version));
-        record.state = State::Added;
-        self.cache.write(record)?;
+        self.cache.write(record, State::Added)?;
+        self.repair_if_rebuilt();
         Ok(result)
     }
 

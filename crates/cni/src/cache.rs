@@ -1,7 +1,10 @@
 //! What each attachment was made of, kept until nothing of it is left.
 //!
-//! One file per (sandbox, link), `<sandbox>@<link>.json`. It is there before the first thing is made, so that
+//! One file per (sandbox, link), `<sandbox>@<link>.<state>`. It is there before the first thing is made, so that
 //! whatever a crash leaves can be found, and goes when the kernel and the reservations are clean.
+//!
+//! The state is in the name, so that a new state is a rename, and so that a file never replaces another: at that
+//! ext4 starts writing back (`auto_da_alloc`), which takes milliseconds. Of two states the later one counts.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -19,8 +22,7 @@ use crate::CniError;
 const RECORD_MAX: u64 = 4 * 1024 * 1024;
 
 /// How far an attachment is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum State {
     /// Something of it may exist.
     Adding,
@@ -30,12 +32,23 @@ pub(crate) enum State {
     Dying,
 }
 
+impl State {
+    const ALL: [State; 3] = [State::Adding, State::Added, State::Dying];
+
+    fn suffix(self) -> &'static str {
+        match self {
+            State::Adding => ".adding",
+            State::Added => ".added",
+            State::Dying => ".dying",
+        }
+    }
+}
+
 /// Everything that DEL needs to know.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Record {
     pub(crate) sandbox_id: String,
     pub(crate) if_name: String,
-    pub(crate) state: State,
     pub(crate) netns_path: Option<String>,
     pub(crate) args: String,
     pub(crate) capability_args: Map<String, Value>,
@@ -56,14 +69,15 @@ impl Key {
         Key { sandbox_id: sandbox_id.to_owned(), if_name: if_name.to_owned() }
     }
 
-    fn file_name(&self) -> String {
-        format!("{}@{}.json", self.sandbox_id, self.if_name)
+    fn file_name(&self, state: State) -> String {
+        format!("{}@{}{}", self.sandbox_id, self.if_name, state.suffix())
     }
 
-    fn of_file_name(name: &str) -> Option<Key> {
-        let (sandbox_id, if_name) = name.strip_suffix(".json")?.split_once('@')?;
+    fn of_file_name(name: &str) -> Option<(Key, State)> {
+        let (stem, state) = State::ALL.into_iter().find_map(|s| Some((name.strip_suffix(s.suffix())?, s)))?;
+        let (sandbox_id, if_name) = stem.split_once('@')?;
         crate::request::validate_id(sandbox_id).ok()?;
-        Some(Key::new(sandbox_id, if_name))
+        Some((Key::new(sandbox_id, if_name), state))
     }
 }
 
@@ -76,8 +90,8 @@ pub(crate) struct Cache {
 /// What is known without reading a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Indexed {
-    /// `None`: the file cannot be read, so it is treated as if anything may exist.
-    pub(crate) state: Option<State>,
+    pub(crate) state: State,
+    /// Empty if the file cannot be read.
     pub(crate) network: String,
 }
 
@@ -93,17 +107,21 @@ impl Cache {
         let mut index = BTreeMap::new();
         for entry in entries.filter_map(Result::ok) {
             let name = entry.file_name();
-            let Some(key) = name.to_str().and_then(Key::of_file_name) else { continue };
-            let record = read(&entry.path()).ok();
-            index.insert(key, Indexed::of(record.as_ref()));
+            let Some((key, state)) = name.to_str().and_then(Key::of_file_name) else { continue };
+            let network = read(&entry.path()).map(|record| record.network()).unwrap_or_default();
+            let earlier: Option<&Indexed> = index.get(&key);
+            if earlier.is_none_or(|earlier| earlier.state < state) {
+                index.insert(key, Indexed { state, network });
+            }
         }
         Ok(Cache { dir: dir.to_owned(), index: Mutex::new(index) })
     }
 
-    pub(crate) fn write(&self, record: &Record) -> Result<(), CniError> {
+    /// Writes the record and takes away that of the state before.
+    pub(crate) fn write(&self, record: &Record, state: State) -> Result<(), CniError> {
         let key = Key::new(&record.sandbox_id, &record.if_name);
-        let path = self.dir.join(key.file_name());
-        let draft = self.dir.join(format!("{}.draft", key.file_name()));
+        let path = self.dir.join(key.file_name(state));
+        let draft = self.dir.join(format!("{}@{}.draft", key.sandbox_id, key.if_name));
         let write = || -> io::Result<()> {
             let text = serde_json::to_vec(record)?;
             OpenOptions::new()
@@ -116,13 +134,26 @@ impl Cache {
             fs::rename(&draft, &path)
         };
         write().map_err(CniError::file("write the network record", &path))?;
-        self.index().insert(key, Indexed::of(Some(record)));
+        let earlier = self.index().insert(key.clone(), Indexed { state, network: record.network() });
+        match earlier.filter(|earlier| earlier.state != state) {
+            Some(earlier) => self.unlink(&key, earlier.state),
+            None => Ok(()),
+        }
+    }
+
+    /// Moves the record to another state as it is.
+    pub(crate) fn advance(&self, key: &Key, to: State) -> Result<(), CniError> {
+        let Some(now) = self.get(key).filter(|now| now.state != to) else { return Ok(()) };
+        let (from, path) = (self.dir.join(key.file_name(now.state)), self.dir.join(key.file_name(to)));
+        fs::rename(from, &path).map_err(CniError::file("rename the network record to", path))?;
+        self.index().insert(key.clone(), Indexed { state: to, ..now });
         Ok(())
     }
 
     /// The record, if there is one that can be read.
     pub(crate) fn read(&self, key: &Key) -> Result<Option<Record>, CniError> {
-        let path = self.dir.join(key.file_name());
+        let Some(now) = self.get(key) else { return Ok(None) };
+        let path = self.dir.join(key.file_name(now.state));
         match read(&path) {
             Ok(record) => Ok(Some(record)),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -131,15 +162,21 @@ impl Cache {
     }
 
     pub(crate) fn remove(&self, key: &Key) -> Result<(), CniError> {
-        let path = self.dir.join(key.file_name());
-        match fs::remove_file(&path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                return Err(CniError::file("remove the network record", path)(e));
-            }
-            _ => {}
+        for state in State::ALL {
+            self.unlink(key, state)?;
         }
         self.index().remove(key);
         Ok(())
+    }
+
+    fn unlink(&self, key: &Key, state: State) -> Result<(), CniError> {
+        let path = self.dir.join(key.file_name(state));
+        match fs::remove_file(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                Err(CniError::file("remove the network record", path)(e))
+            }
+            _ => Ok(()),
+        }
     }
 
     pub(crate) fn get(&self, key: &Key) -> Option<Indexed> {
@@ -165,10 +202,9 @@ impl Cache {
     }
 }
 
-impl Indexed {
-    fn of(record: Option<&Record>) -> Indexed {
-        let network = record.and_then(|r| r.conflist.get("name")).and_then(Value::as_str).unwrap_or_default();
-        Indexed { state: record.map(|r| r.state), network: network.to_owned() }
+impl Record {
+    fn network(&self) -> String {
+        self.conflist.get("name").and_then(Value::as_str).unwrap_or_default().to_owned()
     }
 }
 

@@ -28,10 +28,10 @@ impl Cni {
     /// DEL of one attachment, as far as it goes without waiting for the kernel.
     pub(crate) fn del_one(&self, key: &Key) -> Result<(), CniError> {
         let Some(state) = self.cache.get(key) else { return Ok(()) };
-        if state.state == Some(State::Dying) {
+        if state.state == State::Dying {
             return Ok(());
         }
-        let mut record = match self.cache.read(key) {
+        let record = match self.cache.read(key) {
             Ok(Some(record)) => record,
             Ok(None) => return self.cache.remove(key),
             // Lost by a crash of the machine. Its name says whose it was, and that is enough to clear up
@@ -44,8 +44,7 @@ impl Cni {
         for plugin in list.plugins.iter().rev() {
             step.del(plugin, made.as_ref())?;
         }
-        record.state = State::Dying;
-        self.cache.write(&record)
+        self.cache.advance(key, State::Dying)
     }
 
     /// A record for an attachment whose own cannot be read.
@@ -54,7 +53,6 @@ impl Cni {
         Some(Record {
             sandbox_id: key.sandbox_id.clone(),
             if_name: key.if_name.clone(),
-            state: State::Adding,
             netns_path: None,
             args: String::new(),
             capability_args: Default::default(),
@@ -80,7 +78,7 @@ impl Cni {
         let mut first_error = None;
         let mut done = Vec::new();
         for (key, indexed) in self.cache.all() {
-            if valid.contains(&key.sandbox_id.as_str()) || indexed.state == Some(State::Dying) {
+            if valid.contains(&key.sandbox_id.as_str()) || indexed.state == State::Dying {
                 continue;
             }
             match self.del_one(&key) {
@@ -111,7 +109,7 @@ impl Cni {
             .cache
             .all()
             .into_iter()
-            .filter(|(_, indexed)| indexed.network == list.name && indexed.state != Some(State::Dying))
+            .filter(|(_, indexed)| indexed.network == list.name && indexed.state != State::Dying)
             .map(|(key, _)| serde_json::json!({ "containerID": key.sandbox_id, "ifname": key.if_name }))
             .collect();
         let mut first_error = None;

@@ -29,6 +29,7 @@ mod netns;
 mod nft;
 mod plugin;
 mod reap;
+mod repair;
 mod request;
 mod result;
 mod status;

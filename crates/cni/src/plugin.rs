@@ -130,6 +130,19 @@ impl Step<'_> {
         }
     }
 
+    /// Puts back what is missing in nftables of what ADD made.
+    pub(crate) fn restore(&self, plugin: &Plugin, made: &CniResult) -> Result<(), CniError> {
+        let runtime = self.runtime(plugin);
+        let input = PluginInput { config: &plugin.config, runtime: &runtime };
+        match plugin.kind.as_str() {
+            "bridge" if plugin.is_built_in() => bridge::restore(self.node, &self.attachment(), &input, made),
+            "portmap" if plugin.is_built_in() => {
+                portmap::restore(self.node, &self.attachment(), &input, made)
+            }
+            _ => Ok(()),
+        }
+    }
+
     pub(crate) fn owner(&self) -> Owner<'_> {
         Owner { sandbox_id: &self.record.sandbox_id, if_name: &self.record.if_name }
     }

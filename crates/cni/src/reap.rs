@@ -50,7 +50,7 @@ impl Cni {
             .cache
             .all()
             .into_iter()
-            .filter(|(_, i)| i.state == Some(State::Dying))
+            .filter(|(_, i)| i.state == State::Dying)
             .map(|(key, _)| key)
             .collect();
         if dying.is_empty() {
@@ -161,7 +161,7 @@ impl Cni {
             }
         }
         for (key, indexed) in &records {
-            if valid.contains(&key.sandbox_id.as_str()) || indexed.state == Some(State::Dying) {
+            if valid.contains(&key.sandbox_id.as_str()) || indexed.state == State::Dying {
                 continue;
             }
             out.push(Leftover {

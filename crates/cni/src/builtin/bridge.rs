@@ -74,6 +74,19 @@ pub(crate) fn add(
     Ok(result)
 }
 
+/// Puts back the masquerade rule, after somebody emptied the ruleset.
+pub(crate) fn restore(
+    node: &Node,
+    at: &Attachment<'_>,
+    input: &PluginInput<'_>,
+    made: &CniResult,
+) -> Result<(), CniError> {
+    if !BridgeConfig::parse(at.network, input)?.ip_masq {
+        return Ok(());
+    }
+    node.nft.ensure_masquerade(at.network, made.ips.iter().map(|ip| ip.address))
+}
+
 /// Takes the pod's link off the bridge and down, and marks it for the reaper: a fraction of what deleting takes.
 pub(crate) fn detach(node: &Node, at: &Attachment<'_>) -> Result<(), CniError> {
     let name = node.config.instance.veth_name(at.sandbox_id, at.if_name);

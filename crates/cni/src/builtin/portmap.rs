@@ -22,18 +22,50 @@ pub(crate) fn add(
     if ports.is_empty() {
         return Ok(());
     }
-    // Unless the configuration says that sources are to be kept, at the price of 127.0.0.1 and hairpins.
-    if input.config.get("snat").and_then(Value::as_bool) != Some(false) {
-        let pod_ips = prev.ips.iter().map(|ip| ip.address);
-        node.nft.ensure_hairpin(at.network, pod_ips)?;
-        if let Some(link) = prev.interfaces.iter().find(|i| i.sandbox.is_empty()) {
-            let path = format!("/proc/sys/net/ipv4/conf/{}/route_localnet", link.name);
-            netns::ensure(&path, "1").map_err(CniError::file("open the way from 127.0.0.1 in", path))?;
-        }
-    }
+    prepare(node, at, input, prev)?;
     node.nft.add_ports(at.sandbox_id, &ports)?;
     forget_flows(node, &ports);
     Ok(())
+}
+
+/// What all pods with host ports share, unless the configuration says that sources are to be kept, at the price of
+/// 127.0.0.1 and hairpins.
+fn prepare(
+    node: &Node,
+    at: &Attachment<'_>,
+    input: &PluginInput<'_>,
+    made: &CniResult,
+) -> Result<(), CniError> {
+    if input.config.get("snat").and_then(Value::as_bool) == Some(false) {
+        return Ok(());
+    }
+    node.nft.ensure_hairpin(at.network, made.ips.iter().map(|ip| ip.address))?;
+    if let Some(link) = made.interfaces.iter().find(|i| i.sandbox.is_empty()) {
+        let path = format!("/proc/sys/net/ipv4/conf/{}/route_localnet", link.name);
+        netns::ensure(&path, "1").map_err(CniError::file("open the way from 127.0.0.1 in", path))?;
+    }
+    Ok(())
+}
+
+/// Puts back what is missing of a pod's host ports, after somebody emptied the ruleset.
+pub(crate) fn restore(
+    node: &Node,
+    at: &Attachment<'_>,
+    input: &PluginInput<'_>,
+    made: &CniResult,
+) -> Result<(), CniError> {
+    let mut missing = ports(at, input, Some(made))?;
+    if missing.is_empty() {
+        return Ok(());
+    }
+    prepare(node, at, input, made)?;
+    let mut owned = Vec::new();
+    for port in &missing {
+        owned.push(node.nft.port_owner(port)?.is_some());
+    }
+    let mut owned = owned.into_iter();
+    missing.retain(|_| owned.next() == Some(false));
+    if missing.is_empty() { Ok(()) } else { node.nft.add_ports(at.sandbox_id, &missing) }
 }
 
 /// DEL. `made` is the result of ADD, if ADD came that far.

@@ -104,7 +104,7 @@ impl Store {
             Err(errno) => return Err(CniError::file("reserve", path)(errno.into())),
         }
         let last = self.dir.join(format!("{LAST_RESERVED}{set}"));
-        write(&last, &ip.to_string()).map_err(CniError::file("write", last))?;
+        write_over(&last, &ip.to_string()).map_err(CniError::file("write", last))?;
         Ok(true)
     }
 
@@ -173,6 +173,14 @@ fn write(path: &Path, text: &str) -> io::Result<()> {
         .mode(0o600)
         .open(path)?
         .write_all(text.as_bytes())
+}
+
+/// Writes without emptying the file first: at the close of a file that was cut to nothing ext4 starts writing back
+/// (`auto_da_alloc`), which takes milliseconds. Cut short by a crash it names no address, and the round starts over.
+fn write_over(path: &Path, text: &str) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    file.write_all(text.as_bytes())?;
+    file.set_len(text.len() as u64)
 }
 
 fn read(path: &Path) -> io::Result<String> {

@@ -20,6 +20,7 @@ mod rules;
 
 use std::collections::HashSet;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bowline_linux::netlink::NetlinkFamily;
@@ -38,6 +39,7 @@ pub(crate) struct Nft {
     table: String,
     sockets: Result<SocketPool, String>,
     seen: Mutex<Seen>,
+    rebuilt: AtomicBool,
 }
 
 /// What the table held when we last looked, and the ruleset's generation then.
@@ -55,6 +57,7 @@ impl Nft {
             table: instance.table(),
             sockets: SocketPool::new(NetlinkFamily::Netfilter).map_err(|e| e.to_string()),
             seen: Mutex::default(),
+            rebuilt: AtomicBool::new(false),
         }
     }
 
@@ -89,6 +92,11 @@ impl Nft {
     ) -> Result<(), CniError> {
         let rules: Vec<Rule> = addresses.map(|a| Rule::hairpin(network, a.trunc())).collect();
         self.ensure(&rules)
+    }
+
+    /// Whether the table was made anew since this was asked last: then what earlier pods had in it is missing.
+    pub(crate) fn was_rebuilt(&self) -> bool {
+        self.rebuilt.swap(false, Ordering::Relaxed)
     }
 
     /// Makes the table and these rules unless they are there. As long as nobody has touched the ruleset since we
@@ -128,6 +136,7 @@ impl Nft {
         ports::maps(&mut batch, &self.table);
         if !BASE.iter().all(|tag| seen.rules.contains(*tag)) {
             rules::rebuild_base(&mut batch, &self.table);
+            self.rebuilt.store(true, Ordering::Relaxed);
         }
         for rule in wanted.iter().filter(|rule| !seen.rules.contains(&rule.tag)) {
             rule.write(&mut batch, &self.table);
