@@ -31,13 +31,7 @@ impl Cni {
         if state.state == State::Dying {
             return Ok(());
         }
-        let record = match self.cache.read(key) {
-            Ok(Some(record)) => record,
-            Ok(None) => return self.cache.remove(key),
-            // Lost by a crash of the machine. Its name says whose it was, and that is enough to clear up
-            // after the built-in plugins of the network as it is now.
-            Err(error) => self.stand_in(key).ok_or(error)?,
-        };
+        let Some(record) = self.record(key)? else { return self.cache.remove(key) };
         let list = Conflist::from_value(&record.conflist, &sandbox_id_origin(&record.sandbox_id))?;
         let made = made(&record);
         let step = Step { node: &self.node, list: &list, record: &record };
@@ -47,10 +41,15 @@ impl Cni {
         self.cache.advance(key, State::Dying)
     }
 
-    /// A record for an attachment whose own cannot be read.
-    fn stand_in(&self, key: &Key) -> Option<Record> {
-        let list = self.network().ok()?;
-        Some(Record {
+    /// The record of an attachment. One that cannot be read was lost by a crash of the machine: its name says whose
+    /// it was, and that is enough to clear up after the built-in plugins of the network as it is now.
+    pub(crate) fn record(&self, key: &Key) -> Result<Option<Record>, CniError> {
+        let error = match self.cache.read(key) {
+            Ok(record) => return Ok(record),
+            Err(error) => error,
+        };
+        let (Ok(list), Some(indexed)) = (self.network(), self.cache.get(key)) else { return Err(error) };
+        let record = Record {
             sandbox_id: key.sandbox_id.clone(),
             if_name: key.if_name.clone(),
             netns_path: None,
@@ -58,12 +57,15 @@ impl Cni {
             capability_args: Default::default(),
             conflist: list.to_value(),
             result: None,
-        })
+        };
+        // The network may be another one by the time the address is released.
+        self.cache.write(&record, indexed.state)?;
+        Ok(Some(record))
     }
 
     /// Ends an attachment at once, waiting for the kernel: before the same sandbox is attached again.
     pub(crate) fn finish_now(&self, key: &Key) -> Result<(), CniError> {
-        let Some(record) = self.cache.read(key)? else { return self.cache.remove(key) };
+        let Some(record) = self.record(key)? else { return self.cache.remove(key) };
         let list = Conflist::from_value(&record.conflist, &sandbox_id_origin(&record.sandbox_id))?;
         let at = Attachment { sandbox_id: &key.sandbox_id, if_name: &key.if_name, network: &list.name };
         bridge::delete_now(&self.node, &at)?;

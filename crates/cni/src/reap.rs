@@ -92,7 +92,7 @@ impl Cni {
                 done.pending += 1;
                 continue;
             }
-            let released = match self.cache.read(&key) {
+            let released = match self.record(&key) {
                 Ok(Some(record)) => self.release(&record),
                 Ok(None) => Ok(()),
                 Err(error) => Err(error),
