@@ -8,6 +8,8 @@ pub mod clone;
 pub mod exec;
 pub mod message;
 pub mod mount;
+pub mod netlink;
+pub mod netns;
 pub mod process;
 pub mod seccomp;
 pub mod terminal;
