@@ -1,1 +1,226 @@
-//! Bowline: launch.
+//! From a launch plan to a running process.
+//!
+//! ```text
+//!   launch()                      child
+//!   --------                      -----
+//!   make cgroups, write limits
+//!   lay out argv, paths, data
+//!   clone3 ---------------------> join cgroups (v1), namespaces
+//!                                 assemble the root: overlay, mount program, masks
+//!                                 pivot_root
+//!                                 terminal, working directory
+//!   <------------- Console(fd) -- (terminal only)
+//!                                 hold, if asked
+//!                                 limits, credentials, seccomp
+//!   <---- Failed(stage) or EOF -- execve
+//! ```
+//!
+//! Everything that allocates happens before `clone3`; the child only walks what was laid out. The parent learns of
+//! success by the end of the sync socket, which `execve` closes, and of failure by one message that names the step.
+//!
+//! Absent here: JSON, async, the log, the records. Paths inside a root are only resolved by descriptor (`root`).
+
+mod cgroups;
+mod child;
+mod credentials;
+mod report;
+mod root;
+mod terminal;
+
+pub use cgroups::{kill_all, remove as remove_cgroups};
+pub use report::{Failure, Report, Stage, receive};
+
+use std::ffi::{CStr, CString};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use bowline_launch_plan::{LaunchPlan, Rootfs};
+use bowline_linux::clone::{self, Cloned, ns};
+use bowline_linux::exec::StringArray;
+
+/// What the launcher brings along for every process.
+pub struct Launcher<'a> {
+    /// A procfs of the launcher's PID namespace.
+    pub procfs: BorrowedFd<'a>,
+    /// Root folders of the cgroup hierarchies, in the order that plans count on.
+    pub hierarchies: &'a [OwnedFd],
+    /// The cgroup v2 hierarchy among them.
+    pub unified: Option<u8>,
+    /// An empty folder in the launcher's mount namespace, on which roots are assembled.
+    pub mount_point: &'a CStr,
+    /// The launcher's mounts are shared with others, so that the child must cut itself off first.
+    pub shared_mounts: bool,
+}
+
+/// One process to launch.
+pub struct Request<'a> {
+    /// What to do.
+    pub plan: &'a LaunchPlan,
+    /// The descriptors that the plan counts on.
+    pub descriptors: &'a [OwnedFd],
+    /// Standard streams; unused with a terminal.
+    pub streams: [BorrowedFd<'a>; 3],
+    /// PID namespace (or a process in it) to be born in.
+    pub pid_namespace: Option<BorrowedFd<'a>>,
+}
+
+/// A process on its way to `execve`.
+#[derive(Debug)]
+pub struct Launched {
+    /// The process.
+    pub process: Cloned,
+    /// Where its reports arrive: see [`report::receive`].
+    pub sync: OwnedFd,
+}
+
+impl Launched {
+    /// The next report; blocks unless the socket was made non-blocking.
+    pub fn report(&self) -> io::Result<Report> {
+        report::receive(self.sync.as_fd())
+    }
+}
+
+/// Why a launch did not come as far as a process.
+#[derive(Debug)]
+pub enum LaunchError {
+    /// The plan and its descriptors do not fit together.
+    BadPlan(&'static str),
+    /// A cgroup could not be made or limited: path or file, and why.
+    Cgroup(String, io::Error),
+    /// No process could be made.
+    Clone(io::Error),
+}
+
+impl std::fmt::Display for LaunchError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            LaunchError::BadPlan(what) => write!(f, "the launch plan is not usable: {what}"),
+            LaunchError::Cgroup(what, error) => write!(f, "cgroup {what}: {error}"),
+            LaunchError::Clone(error) => write!(f, "could not make a process: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for LaunchError {}
+
+impl LaunchError {
+    /// The kernel's error number; 0 where the kernel was not asked.
+    pub fn errno(&self) -> i32 {
+        match self {
+            LaunchError::BadPlan(_) => 0,
+            LaunchError::Cgroup(_, error) | LaunchError::Clone(error) => error.raw_os_error().unwrap_or(0),
+        }
+    }
+}
+
+/// All that the child reads, laid out before the clone.
+pub(crate) struct Prepared<'a> {
+    launcher: &'a Launcher<'a>,
+    request: &'a Request<'a>,
+    argv: StringArray,
+    envp: StringArray,
+    /// Paths to try, in order.
+    programs: Vec<CString>,
+    /// Options of the overlay.
+    overlay: Option<CString>,
+    /// `tasks` files of cgroup v1 folders to join.
+    tasks: Vec<OwnedFd>,
+    sync: BorrowedFd<'a>,
+}
+
+/// Launches the process of a plan.
+pub fn launch(launcher: &Launcher<'_>, request: &Request<'_>) -> Result<Launched, LaunchError> {
+    let plan = request.plan;
+    check(request)?;
+    let groups = cgroups::prepare(launcher, plan)?;
+    let (ours, theirs) = bowline_linux::message::pair().map_err(LaunchError::Clone)?;
+    let prepared = Prepared {
+        launcher,
+        request,
+        argv: StringArray::new(plan.argv.clone()),
+        envp: StringArray::new(plan.envp.clone()),
+        programs: programs(plan),
+        overlay: overlay_options(plan)?,
+        tasks: groups.tasks,
+        sync: theirs.as_fd(),
+    };
+    let home = enter_pid_namespace(request.pid_namespace)?;
+    let options =
+        clone::CloneOptions { namespaces: plan.new_namespaces, cgroup: groups.unified.as_ref().map(AsFd::as_fd) };
+    let cloned = clone::clone_process(&options, || child::run(&prepared));
+    if let Some(home) = home {
+        // Going back to our own PID namespace cannot fail: it is an ancestor-or-self of the one we are in.
+        clone::join(home.as_fd(), ns::PID).map_err(LaunchError::Clone)?;
+    }
+    let process = cloned.map_err(LaunchError::Clone)?;
+    drop(prepared);
+    Ok(Launched { process, sync: ours })
+}
+
+fn check(request: &Request<'_>) -> Result<(), LaunchError> {
+    let plan = request.plan;
+    let count = request.descriptors.len();
+    let known = |fd: u16| usize::from(fd) < count;
+    if plan.argv.is_empty() {
+        return Err(LaunchError::BadPlan("no program"));
+    }
+    if plan.rootfs.is_some() && plan.new_namespaces & ns::MOUNT == 0 {
+        return Err(LaunchError::BadPlan("a root file system needs a mount namespace of its own"));
+    }
+    if let Some(Rootfs::Tree { fd }) = plan.rootfs
+        && !known(fd)
+    {
+        return Err(LaunchError::BadPlan("the root's descriptor is missing"));
+    }
+    let joins = plan.join_namespaces.iter().all(|join| known(join.fd));
+    let trees = plan.steps.iter().all(|step| match step {
+        bowline_launch_plan::Step::Mount { source: bowline_launch_plan::Source::Tree { fd }, .. } => known(*fd),
+        _ => true,
+    });
+    if !joins || !trees || plan.hold.is_some_and(|fd| !known(fd)) {
+        return Err(LaunchError::BadPlan("a descriptor is missing"));
+    }
+    Ok(())
+}
+
+/// Has the next child born in another PID namespace; returns the way back.
+fn enter_pid_namespace(target: Option<BorrowedFd<'_>>) -> Result<Option<OwnedFd>, LaunchError> {
+    let Some(target) = target else { return Ok(None) };
+    let home = rustix::process::pidfd_open(rustix::process::getpid(), rustix::process::PidfdFlags::empty())
+        .map_err(|error| LaunchError::Clone(error.into()))?;
+    clone::join(target, ns::PID).map_err(LaunchError::Clone)?;
+    Ok(Some(home))
+}
+
+/// Where `execvp` would look, as full paths.
+fn programs(plan: &LaunchPlan) -> Vec<CString> {
+    let Some(program) = plan.argv.first() else { return Vec::new() };
+    if program.as_bytes().contains(&b'/') {
+        return vec![program.clone()];
+    }
+    let path = plan.envp.iter().rev().find_map(|line| line.as_bytes().strip_prefix(b"PATH="));
+    let path = path.unwrap_or(b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
+    let candidates = path.split(|byte| *byte == b':').filter(|folder| folder.first() == Some(&b'/'));
+    candidates.filter_map(|folder| CString::new([folder, b"/", program.as_bytes()].concat()).ok()).collect()
+}
+
+/// The overlay's options as one text. A mount's data is one page; the trailing NUL is part of it.
+fn overlay_options(plan: &LaunchPlan) -> Result<Option<CString>, LaunchError> {
+    let Some(Rootfs::Overlay { lower, upper, work }) = &plan.rootfs else { return Ok(None) };
+    let mut text = b"lowerdir=".to_vec();
+    for (index, layer) in lower.iter().enumerate() {
+        if index > 0 {
+            text.push(b':');
+        }
+        text.extend_from_slice(layer.as_bytes());
+    }
+    for (key, value) in [(&b",upperdir="[..], upper), (b",workdir=", work)] {
+        text.extend_from_slice(key);
+        text.extend_from_slice(value.as_bytes());
+    }
+    text.extend_from_slice(b",volatile");
+    if text.len() >= 4096 {
+        return Err(LaunchError::BadPlan("the image has too many layers for one overlay mount"));
+    }
+    CString::new(text).map(Some).map_err(|_| LaunchError::BadPlan("a layer's name has a NUL inside"))
+}

@@ -2,3 +2,14 @@
 //!
 //! This is the only crate of the workspace that may hold `unsafe`. Each module is one part of the kernel's
 //! interface; callers see borrowed descriptors, owned descriptors and `io::Result`, never a raw number.
+
+pub mod bpf;
+pub mod clone;
+pub mod exec;
+pub mod message;
+pub mod mount;
+pub mod netlink;
+pub mod netns;
+pub mod process;
+pub mod seccomp;
+pub mod terminal;

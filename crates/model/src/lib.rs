@@ -6,7 +6,6 @@ pub mod capability;
 pub mod cgroup;
 pub mod container;
 pub mod id;
-pub mod pod;
 pub mod runtime_spec;
 pub mod signal;
 pub mod spec;

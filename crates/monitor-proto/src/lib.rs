@@ -1,1 +1,324 @@
-//! Bowline: monitor-proto.
+//! What the daemon and a pod's monitor say to one another: both halves, versioned.
+//!
+//! Messages travel over a unix socket that keeps their borders (SOCK_SEQPACKET), at most [`MAX_MESSAGE`] bytes each,
+//! with descriptors beside them (SCM_RIGHTS). The daemon sends [`Request`]s, each under an operation number of its
+//! choice; the monitor answers each with one [`Message::Reply`] of the same number, in any order, and tells every
+//! connected daemon of [`Event`]s. What must not be lost is in the exits file ([`slot`]), not in a message.
+//!
+//! Design, crash argument and versions: docs/design/monitor-protocol.md.
+
+pub mod slot;
+
+pub use bowline_launch_plan::wire::{DecodeError, decode, encode};
+use bowline_launch_plan::{wire_enum, wire_struct};
+
+/// The version of this protocol. A monitor may be older than its daemon; the daemon speaks the monitor's version.
+pub const VERSION: u32 = 1;
+/// The longest message, in bytes. Plans are longer and travel as sealed memfds.
+pub const MAX_MESSAGE: usize = 64 << 10;
+/// Name of the takeover socket in the pod's state folder.
+pub const SOCKET_NAME: &str = "monitor.sock";
+/// Name of the exits file in the pod's state folder.
+pub const EXITS_NAME: &str = "exits";
+
+/// A container's id, as bytes.
+pub type Id = [u8; 32];
+
+wire_struct! {
+    /// A request under its operation number.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub struct Call {
+        /// Chosen by the daemon; comes back in the reply.
+        pub operation: u64,
+        /// What to do.
+        pub request: Request,
+    }
+}
+
+wire_enum! {
+    /// What a daemon asks of a monitor.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub enum Request {
+        /// Who are you? Answered with [`Answer::Hello`].
+        Hello = 0 {
+            /// The daemon's version.
+            version: u32,
+        },
+        /// Builds the pod's surroundings; once, first. Descriptors: see [`Setup`].
+        Setup = 1 {
+            /// How.
+            setup: Setup,
+        },
+        /// From now on the monitor stays when its daemon goes.
+        Commit = 2,
+        /// Launches a container. Descriptors: plan, then the log file if `log`, then the plan's own.
+        /// A repeat for a container that is known is answered with what became of it.
+        Launch = 3 {
+            /// What and how.
+            launch: Launch,
+        },
+        /// Runs a process in a running container. Descriptors: plan, then standard input, output and error as far as
+        /// flagged (none with a terminal), then the plan's own from the second on: the first, by which the plan joins the
+        /// container, is the monitor's to give.
+        Exec = 4 {
+            /// What and how.
+            exec: Exec,
+        },
+        /// Signals a container.
+        Kill = 5 {
+            /// Which.
+            container: Id,
+            /// Number of the signal.
+            signal: i32,
+            /// All its processes, by its cgroup; only with SIGKILL.
+            everyone: bool,
+        },
+        /// Kills the process of an exec and its session.
+        KillExec = 6 {
+            /// The operation number of the exec.
+            exec: u64,
+        },
+        /// Goes on with the log in another file. Descriptor: the file.
+        ReopenLog = 7 {
+            /// Whose.
+            container: Id,
+        },
+        /// Answered with [`Answer::State`].
+        State = 8,
+        /// Forgets an ended container and frees its slot.
+        Forget = 9 {
+            /// Which.
+            container: Id,
+        },
+        /// Kills what is left and ends the monitor; the reply comes before the end.
+        Shutdown = 10,
+    }
+}
+
+wire_struct! {
+    /// The surroundings of a pod.
+    ///
+    /// Descriptors, in this order: base mount namespace; exits file; takeover socket (bound, listening); /dev/null;
+    /// network namespace if `network`; the root folders of the cgroup hierarchies, `hierarchies` of them.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub struct Setup {
+        /// The sandbox id in hex; names the process.
+        pub sandbox: String,
+        /// Path of the folder of layers in the base mount namespace: the working directory of launches.
+        pub layers: std::ffi::CString,
+        /// Size of /dev/shm in bytes; 0: none of its own (host IPC).
+        pub shm_size: u64,
+        /// A network namespace comes along.
+        pub network: bool,
+        /// Make an IPC namespace.
+        pub own_ipc: bool,
+        /// Make a UTS namespace with this name.
+        pub hostname: Option<std::ffi::CString>,
+        /// Make a PID namespace that all containers share, with a tiny init.
+        pub shared_pids: bool,
+        /// Kernel parameters: path below /proc/sys and value.
+        pub sysctls: Vec<(std::ffi::CString, std::ffi::CString)>,
+        /// How many cgroup hierarchies come along.
+        pub hierarchies: u8,
+        /// Which of them is cgroup v2.
+        pub unified: Option<u8>,
+        /// Which of them has the memory controller.
+        pub memory: Option<u8>,
+        /// cgroups that the monitor itself joins: hierarchy and path.
+        pub cgroups: Vec<MonitorCgroup>,
+    }
+}
+
+wire_struct! {
+    /// A cgroup that the monitor joins.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub struct MonitorCgroup {
+        /// Position of the hierarchy.
+        pub hierarchy: u8,
+        /// Path below its root, which exists.
+        pub path: std::ffi::CString,
+    }
+}
+
+wire_struct! {
+    /// A container to launch.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub struct Launch {
+        /// Which.
+        pub container: Id,
+        /// Its slot in the exits file.
+        pub slot: u16,
+        /// A log file comes along.
+        pub log: bool,
+        /// Keep standard input open.
+        pub stdin: bool,
+        /// Where its PID namespace comes from.
+        pub pids: Pids,
+    }
+}
+
+wire_enum! {
+    /// Where a container's PID namespace comes from.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub enum Pids {
+        /// As the plan says: new, or the monitor's own.
+        Plan = 0,
+        /// The pod's shared one.
+        Pod = 1,
+        /// That of another container of the pod.
+        Of = 2 {
+            /// Which.
+            container: Id,
+        },
+    }
+}
+
+wire_struct! {
+    /// A process to run in a container.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub struct Exec {
+        /// Which container.
+        pub container: Id,
+        /// Standard input comes along.
+        pub stdin: bool,
+        /// Standard output comes along.
+        pub stdout: bool,
+        /// Standard error comes along.
+        pub stderr: bool,
+    }
+}
+
+wire_enum! {
+    /// What a monitor says.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub enum Message {
+        /// The answer to a request.
+        Reply = 0 {
+            /// The request's number.
+            operation: u64,
+            /// The answer.
+            answer: Answer,
+        },
+        /// Something happened.
+        Event = 1 {
+            /// What.
+            event: Event,
+        },
+    }
+}
+
+wire_enum! {
+    /// Answers to requests.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub enum Answer {
+        /// It is done.
+        Done = 0,
+        /// To [`Request::Hello`].
+        Hello = 1 {
+            /// The monitor's version.
+            version: u32,
+            /// Its process.
+            pid: i32,
+        },
+        /// To [`Request::Launch`] and [`Request::Exec`]: the program runs. With a terminal, an exec's comes along.
+        Launched = 2 {
+            /// Its process, in the monitor's PID namespace.
+            pid: i32,
+            /// When, nanoseconds since the epoch.
+            started_at: i64,
+        },
+        /// The program does not run.
+        Failed = 3 {
+            /// Which step ([`bowline_launch_plan`]'s launcher numbers them); 255: before the process was made.
+            stage: u8,
+            /// Position in the plan's list.
+            detail: u16,
+            /// Error number; 0: see the text.
+            errno: i32,
+            /// More, where there is more.
+            text: String,
+        },
+        /// To [`Request::State`].
+        State = 4 {
+            /// All containers that are not forgotten.
+            containers: Vec<ContainerState>,
+        },
+        /// The request makes no sense now.
+        Refused = 5 {
+            /// Why.
+            why: Refusal,
+        },
+    }
+}
+
+wire_enum! {
+    /// Why a request was not even tried.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub enum Refusal {
+        /// No such container or exec.
+        Unknown = 0,
+        /// It is not running.
+        NotRunning = 1,
+        /// Not before setup, or not twice.
+        Order = 2,
+        /// The message or its descriptors are not what they should be.
+        Malformed = 3,
+        /// A limit is reached.
+        Full = 4,
+        /// The kernel said no.
+        Kernel = 5,
+    }
+}
+
+wire_struct! {
+    /// A container as its monitor knows it.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub struct ContainerState {
+        /// Which.
+        pub container: Id,
+        /// Its slot.
+        pub slot: u16,
+        /// Its process.
+        pub pid: i32,
+        /// When it started, nanoseconds since the epoch.
+        pub started_at: i64,
+        /// How it ended, once its log is complete.
+        pub exit: Option<Exit>,
+    }
+}
+
+wire_struct! {
+    /// How a container ended.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub struct Exit {
+        /// Exit code, or 128 and the number of the signal.
+        pub code: i32,
+        /// The signal; 0: none.
+        pub signal: i32,
+        /// The kernel killed one of its processes for want of memory.
+        pub oom: bool,
+        /// When, nanoseconds since the epoch.
+        pub finished_at: i64,
+    }
+}
+
+wire_enum! {
+    /// What a monitor tells unasked.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub enum Event {
+        /// A container ended, its exit is in its slot and its log is complete.
+        ContainerExited = 0 {
+            /// Which.
+            container: Id,
+            /// How.
+            exit: Exit,
+        },
+        /// The process of an exec ended and was reaped.
+        ExecExited = 1 {
+            /// The operation number of the exec.
+            exec: u64,
+            /// Exit code, or 128 and the number of the signal.
+            code: i32,
+        },
+    }
+}

@@ -1,0 +1,215 @@
+//! What each attachment was made of, kept until nothing of it is left.
+//!
+//! One file per (sandbox, link), `<sandbox>@<link>.<state>`. It is there before the first thing is made, so that
+//! whatever a crash leaves can be found, and goes when the kernel and the reservations are clean.
+//!
+//! The state is in the name, so that a new state is a rename, and so that a file never replaces another: at that
+//! ext4 starts writing back (`auto_da_alloc`), which takes milliseconds. Of two states the later one counts.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::CniError;
+
+/// A conflist and a result, both limited where they come in.
+const RECORD_MAX: u64 = 4 * 1024 * 1024;
+
+/// How far an attachment is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum State {
+    /// Something of it may exist.
+    Adding,
+    /// All of it exists.
+    Added,
+    /// DEL is done but for the link, which the reaper deletes, and the addresses, which are free afterwards.
+    Dying,
+}
+
+impl State {
+    const ALL: [State; 3] = [State::Adding, State::Added, State::Dying];
+
+    fn suffix(self) -> &'static str {
+        match self {
+            State::Adding => ".adding",
+            State::Added => ".added",
+            State::Dying => ".dying",
+        }
+    }
+}
+
+/// Everything that DEL needs to know.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Record {
+    pub(crate) sandbox_id: String,
+    pub(crate) if_name: String,
+    pub(crate) netns_path: Option<String>,
+    pub(crate) args: String,
+    pub(crate) capability_args: Map<String, Value>,
+    pub(crate) conflist: Value,
+    /// In the conflist's version; absent until ADD is done.
+    pub(crate) result: Option<Value>,
+}
+
+/// Which attachment.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Key {
+    pub(crate) sandbox_id: String,
+    pub(crate) if_name: String,
+}
+
+impl Key {
+    pub(crate) fn new(sandbox_id: &str, if_name: &str) -> Key {
+        Key { sandbox_id: sandbox_id.to_owned(), if_name: if_name.to_owned() }
+    }
+
+    fn file_name(&self, state: State) -> String {
+        format!("{}@{}{}", self.sandbox_id, self.if_name, state.suffix())
+    }
+
+    fn of_file_name(name: &str) -> Option<(Key, State)> {
+        let (stem, state) = State::ALL.into_iter().find_map(|s| Some((name.strip_suffix(s.suffix())?, s)))?;
+        let (sandbox_id, if_name) = stem.split_once('@')?;
+        crate::request::validate_id(sandbox_id).ok()?;
+        Some((Key::new(sandbox_id, if_name), state))
+    }
+}
+
+/// The folder of records, with an index in memory: nobody else writes there.
+pub(crate) struct Cache {
+    dir: PathBuf,
+    index: Mutex<BTreeMap<Key, Indexed>>,
+}
+
+/// What is known without reading a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Indexed {
+    pub(crate) state: State,
+    /// Empty if the file cannot be read.
+    pub(crate) network: String,
+}
+
+impl Cache {
+    /// Reads the folder, making it if need be. A file that cannot be understood costs its own attachment only.
+    pub(crate) fn open(dir: &Path) -> Result<Cache, CniError> {
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(dir)
+            .map_err(CniError::file("make the folder of network records", dir))?;
+        let entries = fs::read_dir(dir).map_err(CniError::file("list the network records in", dir))?;
+        let mut index = BTreeMap::new();
+        for entry in entries.filter_map(Result::ok) {
+            let name = entry.file_name();
+            let Some((key, state)) = name.to_str().and_then(Key::of_file_name) else { continue };
+            let network = read(&entry.path()).map(|record| record.network()).unwrap_or_default();
+            let earlier: Option<&Indexed> = index.get(&key);
+            if earlier.is_none_or(|earlier| earlier.state < state) {
+                index.insert(key, Indexed { state, network });
+            }
+        }
+        Ok(Cache { dir: dir.to_owned(), index: Mutex::new(index) })
+    }
+
+    /// Writes the record and takes away that of the state before.
+    pub(crate) fn write(&self, record: &Record, state: State) -> Result<(), CniError> {
+        let key = Key::new(&record.sandbox_id, &record.if_name);
+        let path = self.dir.join(key.file_name(state));
+        let draft = self.dir.join(format!("{}@{}.draft", key.sandbox_id, key.if_name));
+        let write = || -> io::Result<()> {
+            let text = serde_json::to_vec(record)?;
+            OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .mode(0o600)
+                .open(&draft)?
+                .write_all(&text)?;
+            fs::rename(&draft, &path)
+        };
+        write().map_err(CniError::file("write the network record", &path))?;
+        let earlier = self.index().insert(key.clone(), Indexed { state, network: record.network() });
+        match earlier.filter(|earlier| earlier.state != state) {
+            Some(earlier) => self.unlink(&key, earlier.state),
+            None => Ok(()),
+        }
+    }
+
+    /// Moves the record to another state as it is.
+    pub(crate) fn advance(&self, key: &Key, to: State) -> Result<(), CniError> {
+        let Some(now) = self.get(key).filter(|now| now.state != to) else { return Ok(()) };
+        let (from, path) = (self.dir.join(key.file_name(now.state)), self.dir.join(key.file_name(to)));
+        fs::rename(from, &path).map_err(CniError::file("rename the network record to", path))?;
+        self.index().insert(key.clone(), Indexed { state: to, ..now });
+        Ok(())
+    }
+
+    /// The record, if there is one that can be read.
+    pub(crate) fn read(&self, key: &Key) -> Result<Option<Record>, CniError> {
+        let Some(now) = self.get(key) else { return Ok(None) };
+        let path = self.dir.join(key.file_name(now.state));
+        match read(&path) {
+            Ok(record) => Ok(Some(record)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(CniError::file("read the network record", path)(e)),
+        }
+    }
+
+    pub(crate) fn remove(&self, key: &Key) -> Result<(), CniError> {
+        for state in State::ALL {
+            self.unlink(key, state)?;
+        }
+        self.index().remove(key);
+        Ok(())
+    }
+
+    fn unlink(&self, key: &Key, state: State) -> Result<(), CniError> {
+        let path = self.dir.join(key.file_name(state));
+        match fs::remove_file(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                Err(CniError::file("remove the network record", path)(e))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    pub(crate) fn get(&self, key: &Key) -> Option<Indexed> {
+        self.index().get(key).cloned()
+    }
+
+    pub(crate) fn all(&self) -> Vec<(Key, Indexed)> {
+        self.index().iter().map(|(key, indexed)| (key.clone(), indexed.clone())).collect()
+    }
+
+    pub(crate) fn of_sandbox(&self, sandbox_id: &str) -> Vec<Key> {
+        let first = Key::new(sandbox_id, "");
+        self.index()
+            .range(first..)
+            .take_while(|(key, _)| key.sandbox_id == sandbox_id)
+            .map(|(key, _)| key.clone())
+            .collect()
+    }
+
+    fn index(&self) -> MutexGuard<'_, BTreeMap<Key, Indexed>> {
+        // Each change is one insert or remove.
+        self.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Record {
+    fn network(&self) -> String {
+        self.conflist.get("name").and_then(Value::as_str).unwrap_or_default().to_owned()
+    }
+}
+
+fn read(path: &Path) -> io::Result<Record> {
+    let mut text = Vec::new();
+    File::open(path)?.take(RECORD_MAX).read_to_end(&mut text)?;
+    Ok(serde_json::from_slice(&text)?)
+}

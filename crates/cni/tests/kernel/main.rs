@@ -1,0 +1,11 @@
+//! The network against a real kernel. Each test has a network namespace of its own that stands for the node, so the
+//! machine's own stays as it is. Needs root; without it each test says so and passes.
+
+mod node;
+
+mod bridge;
+mod crash;
+mod external;
+mod host_ports;
+mod sharing;
+mod speed;

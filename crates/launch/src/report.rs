@@ -1,0 +1,150 @@
+//! What a child tells its launcher before `execve`: one message at most of each kind, then the end of the socket.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// The steps of a child that can fail, in order. The numbers travel; append only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Stage {
+    /// Joining a cgroup.
+    Cgroup = 0,
+    /// Joining a namespace of the plan.
+    Namespace = 1,
+    /// Making mounts private.
+    Propagation = 2,
+    /// Mounting the root.
+    Root = 3,
+    /// A step of the mount program; the detail is its position.
+    Step = 4,
+    /// pivot_root.
+    Pivot = 5,
+    /// Terminal.
+    Terminal = 6,
+    /// Working directory.
+    WorkingDirectory = 7,
+    /// Hostname or domain name.
+    Hostname = 8,
+    /// A kernel parameter; the detail is its position.
+    Sysctl = 9,
+    /// A limit; the detail is its position.
+    Limit = 10,
+    /// User, groups, capabilities.
+    Credentials = 11,
+    /// AppArmor or SELinux.
+    Label = 12,
+    /// Loading the filter.
+    Seccomp = 13,
+    /// Waiting at the hold point.
+    Hold = 14,
+    /// execve: the program is missing or not executable.
+    Exec = 15,
+    /// The launcher is gone.
+    Orphaned = 16,
+}
+
+impl Stage {
+    const ALL: [Stage; 17] = [
+        Stage::Cgroup,
+        Stage::Namespace,
+        Stage::Propagation,
+        Stage::Root,
+        Stage::Step,
+        Stage::Pivot,
+        Stage::Terminal,
+        Stage::WorkingDirectory,
+        Stage::Hostname,
+        Stage::Sysctl,
+        Stage::Limit,
+        Stage::Credentials,
+        Stage::Label,
+        Stage::Seccomp,
+        Stage::Hold,
+        Stage::Exec,
+        Stage::Orphaned,
+    ];
+
+    /// The stage of this number.
+    pub fn from_number(number: u8) -> Option<Stage> {
+        Stage::ALL.get(usize::from(number)).copied()
+    }
+
+    /// What was being done, for people.
+    pub fn doing(self) -> &'static str {
+        match self {
+            Stage::Cgroup => "joining its cgroup",
+            Stage::Namespace => "joining its namespaces",
+            Stage::Propagation => "separating its mounts from the host's",
+            Stage::Root => "mounting its root file system",
+            Stage::Step => "mounting",
+            Stage::Pivot => "entering its root file system",
+            Stage::Terminal => "opening its terminal",
+            Stage::WorkingDirectory => "entering its working directory",
+            Stage::Hostname => "setting its hostname",
+            Stage::Sysctl => "setting a kernel parameter",
+            Stage::Limit => "setting a resource limit",
+            Stage::Credentials => "taking its user, groups and capabilities",
+            Stage::Label => "taking its security label",
+            Stage::Seccomp => "loading its seccomp filter",
+            Stage::Hold => "waiting to be started",
+            Stage::Exec => "running the program",
+            Stage::Orphaned => "finding its monitor alive",
+        }
+    }
+}
+
+/// A step that failed in the child.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Failure {
+    /// Which.
+    pub stage: Stage,
+    /// Position in the plan's list, where there is one.
+    pub detail: u16,
+    /// Error number.
+    pub errno: i32,
+}
+
+/// What arrived from a child.
+#[derive(Debug)]
+pub enum Report {
+    /// The program runs.
+    Running,
+    /// The controlling end of its terminal.
+    Console(OwnedFd),
+    /// It will end, for this reason.
+    Failed(Failure),
+}
+
+const FAILED: u8 = 1;
+const CONSOLE: u8 = 2;
+
+/// Tells of a failure. There is nobody left to tell if this fails too.
+pub(crate) fn send_failure(sync: BorrowedFd<'_>, failure: Failure) {
+    let mut bytes = [FAILED, failure.stage as u8, 0, 0, 0, 0, 0, 0];
+    bytes[2..4].copy_from_slice(&failure.detail.to_le_bytes());
+    bytes[4..8].copy_from_slice(&failure.errno.to_le_bytes());
+    let _ = bowline_linux::message::send(sync, &bytes, &[]);
+}
+
+/// Hands over the controlling end of the terminal.
+pub(crate) fn send_console(sync: BorrowedFd<'_>, master: BorrowedFd<'_>) -> io::Result<()> {
+    bowline_linux::message::send(sync, &[CONSOLE], &[master.as_fd()])
+}
+
+/// Takes the next report.
+pub fn receive(sync: BorrowedFd<'_>) -> io::Result<Report> {
+    let mut bytes = [0u8; 8];
+    let (len, mut descriptors) = bowline_linux::message::receive(sync, &mut bytes)?;
+    let strange = || io::Error::new(io::ErrorKind::InvalidData, "a report that makes no sense");
+    match (len, bytes[0]) {
+        (0, _) => Ok(Report::Running),
+        (1, CONSOLE) => descriptors.pop().map(Report::Console).ok_or_else(strange),
+        (8, FAILED) => {
+            let stage = Stage::from_number(bytes[1]).ok_or_else(strange)?;
+            let detail = u16::from_le_bytes([bytes[2], bytes[3]]);
+            let errno = i32::from_le_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]);
+            Ok(Report::Failed(Failure { stage, detail, errno }))
+        }
+        _ => Err(strange()),
+    }
+}

@@ -1,0 +1,349 @@
+//! Launching containers and execs, up to the moment their programs run.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use bowline_launch::{Launched, Launcher, Report, Request as LaunchRequest};
+use bowline_launch_plan::{LaunchPlan, MAX_LEN};
+use bowline_monitor_proto::slot::Slot;
+use bowline_monitor_proto::{Answer, Exec as ExecWish, Id, Launch, Pids, Refusal};
+use rustix::event::epoll::{self, EventFlags};
+
+use super::{Control, Pod, Token, failed_early, pipe};
+use crate::children::{Container, Exec, Life, MAX_CONTAINERS, MAX_EXECS, Waiting};
+use crate::log::Command;
+use crate::peers::PeerId;
+use crate::record::now;
+use crate::setup::MOUNT_POINT;
+
+fn refused(why: Refusal) -> Option<Answer> {
+    Some(Answer::Refused { why })
+}
+
+/// Reads a plan out of its memfd.
+fn read_plan(file: &OwnedFd) -> Option<LaunchPlan> {
+    let len = usize::try_from(rustix::fs::fstat(file).ok()?.st_size).ok()?;
+    if len > MAX_LEN {
+        return None;
+    }
+    let mut bytes = vec![0u8; len];
+    let mut read = 0;
+    while read < len {
+        match rustix::io::pread(file, &mut bytes[read..], read as u64).ok()? {
+            0 => return None,
+            some => read += some,
+        }
+    }
+    LaunchPlan::decode(&bytes).ok()
+}
+
+impl Pod {
+    fn launcher(&self) -> Launcher<'_> {
+        Launcher {
+            procfs: self.surroundings.procfs.as_fd(),
+            hierarchies: &self.surroundings.hierarchies,
+            unified: self.unified,
+            mount_point: MOUNT_POINT,
+            shared_mounts: false,
+        }
+    }
+
+    pub(super) fn find(&mut self, id: &Id) -> Option<&mut Container> {
+        self.containers.iter_mut().find(|container| container.id == *id)
+    }
+
+    /// The descriptor by which a container's child enters its PID namespace.
+    fn pids(&self, pids: &Pids) -> Result<Option<std::os::fd::BorrowedFd<'_>>, Refusal> {
+        match pids {
+            Pids::Plan => Ok(None),
+            Pids::Pod => {
+                let init = self.surroundings.init.as_ref().ok_or(Refusal::Unknown)?;
+                Ok(Some(init.pidfd.as_fd()))
+            }
+            Pids::Of { container } => {
+                let target = self.containers.iter().find(|known| known.id == *container).ok_or(Refusal::Unknown)?;
+                if target.is_live() { Ok(Some(target.pidfd.as_fd())) } else { Err(Refusal::NotRunning) }
+            }
+        }
+    }
+}
+
+/// Our ends of a container's streams.
+struct Ends {
+    stdin: Option<OwnedFd>,
+    stdout: OwnedFd,
+    stderr: OwnedFd,
+}
+
+impl Control {
+    pub(super) fn launch(
+        &mut self,
+        peer: PeerId,
+        operation: u64,
+        wish: &Launch,
+        descriptors: Vec<OwnedFd>,
+    ) -> Option<Answer> {
+        let waiting = Waiting { peer, operation };
+        let Some(pod) = &mut self.pod else { return refused(Refusal::Order) };
+        if let Some(known) = pod.find(&wish.container) {
+            // Asked again: the first request's result is this one's too.
+            return match &mut known.life {
+                Life::Launching { waiting: others, .. } => {
+                    others.push(waiting);
+                    None
+                }
+                _ => Some(Answer::Launched { pid: known.pid, started_at: known.started_at }),
+            };
+        }
+        if pod.containers.len() >= MAX_CONTAINERS {
+            return refused(Refusal::Full);
+        }
+        let mut descriptors = descriptors.into_iter();
+        let plan = descriptors.next().and_then(|file| read_plan(&file));
+        let Some(plan) = plan else { return refused(Refusal::Malformed) };
+        let log = if wish.log { descriptors.next() } else { None };
+        let trees: Vec<OwnedFd> = descriptors.collect();
+        match start_container(pod, wish, &plan, &trees, log, waiting) {
+            Ok(pid) => {
+                self.watch_child(pid);
+                None
+            }
+            Err(answer) => Some(answer),
+        }
+    }
+
+    pub(super) fn exec(
+        &mut self,
+        peer: PeerId,
+        operation: u64,
+        wish: &ExecWish,
+        descriptors: Vec<OwnedFd>,
+    ) -> Option<Answer> {
+        let Some(pod) = &mut self.pod else { return refused(Refusal::Order) };
+        if pod.execs.len() >= MAX_EXECS {
+            return refused(Refusal::Full);
+        }
+        match start_exec(pod, peer, operation, wish, descriptors) {
+            Ok(pid) => {
+                self.watch_child(pid);
+                None
+            }
+            Err(answer) => Some(answer),
+        }
+    }
+
+    fn watch_child(&self, pid: i32) {
+        let Some(pod) = &self.pod else { return };
+        let token = Token::Child(pid as u32).data();
+        let container = pod.containers.iter().find(|container| container.pid == pid);
+        let sync = match container.map(|container| &container.life) {
+            Some(Life::Launching { sync, .. }) => Some(sync),
+            _ => pod.execs.iter().find(|exec| exec.pid == pid).and_then(|exec| exec.sync.as_ref()),
+        };
+        if let Some(sync) = sync {
+            let _ = epoll::add(&self.epoll, sync, token, EventFlags::IN);
+        }
+    }
+
+    /// Takes the reports of a child that is on its way to exec.
+    pub(super) fn hear_child(&mut self, pid: i32) {
+        let Some(pod) = &mut self.pod else { return };
+        if let Some(at) = pod.containers.iter().position(|container| container.pid == pid) {
+            self.hear_container(at);
+        } else if let Some(at) = pod.execs.iter().position(|exec| exec.pid == pid) {
+            self.hear_exec(at);
+        }
+    }
+
+    fn hear_container(&mut self, at: usize) {
+        let Some(pod) = &mut self.pod else { return };
+        let Life::Launching { sync, .. } = &pod.containers[at].life else { return };
+        match bowline_launch::receive(sync.as_fd()) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Ok(Report::Console(master)) => {
+                let container = &mut pod.containers[at];
+                container.terminal = master.try_clone().ok();
+                let file = container.log.take();
+                pod.log.send(Command::Add { key: container.slot, stdout: master, stderr: None, file });
+            }
+            Ok(Report::Running) => self.container_runs(at),
+            Ok(Report::Failed(failure)) => {
+                let answer = Answer::Failed {
+                    stage: failure.stage as u8,
+                    detail: failure.detail,
+                    errno: failure.errno,
+                    text: String::new(),
+                };
+                self.container_failed(at, answer);
+            }
+            Err(error) => self.container_failed(at, failed_early("hearing from the child", &error)),
+        }
+    }
+
+    fn container_runs(&mut self, at: usize) {
+        let Some(pod) = &mut self.pod else { return };
+        let container = &mut pod.containers[at];
+        container.started_at = now();
+        let slot =
+            Slot { container: container.id, pid: container.pid, started_at: container.started_at, exit: None };
+        // A slot that cannot be written is written again at the exit; the daemon hears of the start either way.
+        let _ = pod.surroundings.exits.write(container.slot, &slot);
+        let before = std::mem::replace(&mut container.life, Life::Running);
+        let answer = Answer::Launched { pid: container.pid, started_at: container.started_at };
+        if let Life::Launching { waiting, .. } = before {
+            for waiting in waiting {
+                self.peers.answer(waiting.peer, waiting.operation, answer.clone(), &[]);
+            }
+        }
+    }
+
+    /// The child never became the program: it ends by itself, and is forgotten.
+    fn container_failed(&mut self, at: usize, answer: Answer) {
+        let Some(pod) = &mut self.pod else { return };
+        let container = pod.containers.swap_remove(at);
+        pod.log.send(Command::Remove { key: container.slot });
+        if let Life::Launching { waiting, .. } = container.life {
+            for waiting in waiting {
+                self.peers.answer(waiting.peer, waiting.operation, answer.clone(), &[]);
+            }
+        }
+    }
+
+    fn hear_exec(&mut self, at: usize) {
+        let Some(pod) = &mut self.pod else { return };
+        let exec = &mut pod.execs[at];
+        let Some(sync) = &exec.sync else { return };
+        let answer = match bowline_launch::receive(sync.as_fd()) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+            Ok(Report::Console(master)) => {
+                exec.terminal = Some(master);
+                return;
+            }
+            Ok(Report::Running) => Answer::Launched { pid: exec.pid, started_at: now() },
+            Ok(Report::Failed(failure)) => Answer::Failed {
+                stage: failure.stage as u8,
+                detail: failure.detail,
+                errno: failure.errno,
+                text: String::new(),
+            },
+            Err(error) => failed_early("hearing from the child", &error),
+        };
+        exec.sync = None;
+        let terminal = exec.terminal.take();
+        let (peer, operation) = (exec.peer, exec.operation);
+        if matches!(answer, Answer::Failed { .. }) {
+            pod.execs.swap_remove(at);
+        }
+        match &terminal {
+            Some(terminal) => self.peers.answer(peer, operation, answer, &[terminal.as_fd()]),
+            None => self.peers.answer(peer, operation, answer, &[]),
+        }
+    }
+}
+
+fn start_container(
+    pod: &mut Pod,
+    wish: &Launch,
+    plan: &LaunchPlan,
+    trees: &[OwnedFd],
+    log: Option<OwnedFd>,
+    waiting: Waiting,
+) -> Result<i32, Answer> {
+    let kernel = |error: io::Error| failed_early("launching the container", &error);
+    let null = pod.surroundings.null.as_fd();
+    let (out_read, out_write) = pipe().map_err(kernel)?;
+    let (err_read, err_write) = pipe().map_err(kernel)?;
+    let (in_read, in_write) = if wish.stdin && !plan.terminal {
+        let (read, write) = pipe().map_err(kernel)?;
+        (Some(read), Some(write))
+    } else {
+        (None, None)
+    };
+    let streams = [in_read.as_ref().map_or(null, AsFd::as_fd), out_write.as_fd(), err_write.as_fd()];
+    let pid_namespace = pod.pids(&wish.pids).map_err(|why| Answer::Refused { why })?;
+    let request = LaunchRequest { plan, descriptors: trees, streams, pid_namespace };
+    let launched = launch(pod, &request)?;
+    let ends = Ends { stdin: in_write, stdout: out_read, stderr: err_read };
+    let pid = launched.process.pid;
+    keep(pod, wish, plan, launched, ends, log, waiting);
+    Ok(pid)
+}
+
+fn launch(pod: &Pod, request: &LaunchRequest<'_>) -> Result<Launched, Answer> {
+    let launched = bowline_launch::launch(&pod.launcher(), request).map_err(|error| Answer::Failed {
+        stage: u8::MAX,
+        detail: 0,
+        errno: error.errno(),
+        text: error.to_string(),
+    })?;
+    let _ = rustix::io::ioctl_fionbio(&launched.sync, true);
+    Ok(launched)
+}
+
+fn keep(
+    pod: &mut Pod,
+    wish: &Launch,
+    plan: &LaunchPlan,
+    launched: Launched,
+    ends: Ends,
+    log: Option<OwnedFd>,
+    waiting: Waiting,
+) {
+    let mut container = Container {
+        id: wish.container,
+        slot: wish.slot,
+        pid: launched.process.pid,
+        pidfd: launched.process.pidfd,
+        life: Life::Launching { sync: launched.sync, waiting: vec![waiting] },
+        started_at: 0,
+        cgroups: plan.cgroups.iter().map(|step| (step.hierarchy, step.path.clone())).collect(),
+        log: None,
+        stdin: ends.stdin,
+        terminal: None,
+    };
+    if plan.terminal {
+        container.log = log;
+    } else {
+        pod.log.send(Command::Add { key: wish.slot, stdout: ends.stdout, stderr: Some(ends.stderr), file: log });
+    }
+    pod.containers.push(container);
+}
+
+fn start_exec(
+    pod: &mut Pod,
+    peer: PeerId,
+    operation: u64,
+    wish: &ExecWish,
+    descriptors: Vec<OwnedFd>,
+) -> Result<i32, Answer> {
+    let refuse = |why| Answer::Refused { why };
+    let container = pod.containers.iter().find(|container| container.id == wish.container);
+    let container = container.ok_or(refuse(Refusal::Unknown))?;
+    if !matches!(container.life, Life::Running) {
+        return Err(refuse(Refusal::NotRunning));
+    }
+    let mut descriptors = descriptors.into_iter();
+    let plan = descriptors.next().and_then(|file| read_plan(&file));
+    let plan = plan.ok_or(refuse(Refusal::Malformed))?;
+    let mut stream = |there: bool| if there { descriptors.next() } else { None };
+    let streams = [stream(wish.stdin), stream(wish.stdout), stream(wish.stderr)];
+    // The plan's first descriptor is the door into the container: its first process.
+    let door = container.pidfd.try_clone();
+    let mut trees = vec![door.map_err(|error| failed_early("running the command", &error))?];
+    trees.extend(descriptors);
+    let null = pod.surroundings.null.as_fd();
+    let streams = streams.each_ref().map(|stream| stream.as_ref().map_or(null, AsFd::as_fd));
+    let pid_namespace = Some(container.pidfd.as_fd());
+    let launched = launch(pod, &LaunchRequest { plan: &plan, descriptors: &trees, streams, pid_namespace })?;
+    let pid = launched.process.pid;
+    pod.execs.push(Exec {
+        operation,
+        peer,
+        container: wish.container,
+        pid,
+        pidfd: launched.process.pidfd,
+        sync: Some(launched.sync),
+        terminal: None,
+    });
+    Ok(pid)
+}

@@ -1,0 +1,264 @@
+//! The daemon's end of a pod's monitor: starting one, talking to it, hearing from it.
+//!
+//! One task per monitor reads its socket. Requests are answered through a table of operation numbers; a lost
+//! connection answers everything that waits with [`MonitorError::Lost`]. Sending does not wait: a monitor that has
+//! stopped reading (its queue holds hundreds of requests) counts as lost.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bowline_linux::message;
+use bowline_monitor_proto::{Answer, Call, Event, MAX_MESSAGE, Message, Request, decode, encode};
+use rustix::fs::{MemfdFlags, SealFlags};
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{mpsc, oneshot};
+
+/// Why a monitor gave no answer.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum MonitorError {
+    /// It is gone, or does not read.
+    #[error("the pod's monitor is gone")]
+    Lost,
+    /// It could not be started or reached.
+    #[error("could not {doing} the pod's monitor")]
+    Io {
+        /// What was being done.
+        doing: &'static str,
+        /// Why not.
+        #[source]
+        source: Arc<io::Error>,
+    },
+}
+
+fn io_error(doing: &'static str) -> impl FnOnce(io::Error) -> MonitorError {
+    move |source| MonitorError::Io { doing, source: Arc::new(source) }
+}
+
+/// The program, copied into sealed memory once: a pod's monitor goes on with it whatever becomes of the file, and no
+/// container can reach a file of the host through it (CVE-2019-5736).
+pub struct Program {
+    memory: OwnedFd,
+}
+
+impl Program {
+    /// Reads the program at `path`.
+    pub fn load(path: &std::path::Path) -> io::Result<Program> {
+        let bytes = std::fs::read(path)?;
+        let memory = rustix::fs::memfd_create("bowline-monitor", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+        let mut written = 0;
+        while written < bytes.len() {
+            written += rustix::io::write(&memory, &bytes[written..])?;
+        }
+        let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
+        rustix::fs::fcntl_add_seals(&memory, seals)?;
+        Ok(Program { memory })
+    }
+
+    /// Starts a monitor; it has the other end of the socket as standard input.
+    pub fn start(&self, sandbox: &str) -> Result<(std::process::Child, OwnedFd), MonitorError> {
+        use std::os::fd::AsRawFd as _;
+        let (ours, theirs) = message::pair().map_err(io_error("open a channel to"))?;
+        let path = PathBuf::from(format!("/proc/self/fd/{}", self.memory.as_raw_fd()));
+        let child = Command::new(path)
+            .arg0("bowline-monitor")
+            .arg(sandbox)
+            .env_clear()
+            .current_dir("/")
+            .stdin(Stdio::from(theirs))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .map_err(io_error("start"))?;
+        Ok((child, ours))
+    }
+}
+
+use std::os::unix::process::CommandExt as _;
+
+type Reply = (Answer, Vec<OwnedFd>);
+
+#[derive(Default)]
+struct Waiting {
+    replies: HashMap<u64, oneshot::Sender<Reply>>,
+    execs: HashMap<u64, oneshot::Sender<i32>>,
+    lost: bool,
+}
+
+/// A connection to a monitor.
+pub struct Monitor {
+    socket: AsyncFd<OwnedFd>,
+    waiting: Mutex<Waiting>,
+    next: AtomicU64,
+}
+
+/// What the pod's actor hears of its monitor.
+#[derive(Debug)]
+pub enum Heard {
+    /// Something happened.
+    Event(Event),
+    /// The connection is gone.
+    Lost,
+}
+
+impl Monitor {
+    /// Takes a connected socket; `heard` gets what the monitor says unasked.
+    pub fn attach(socket: OwnedFd, heard: mpsc::Sender<Heard>) -> Result<Arc<Monitor>, MonitorError> {
+        rustix::io::ioctl_fionbio(&socket, true).map_err(|errno| io_error("talk to")(errno.into()))?;
+        let socket = AsyncFd::new(socket).map_err(io_error("talk to"))?;
+        // Numbers of this daemon's life: a monitor outlives several, and must not take one's for another's.
+        let first = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(1, |t| t.as_nanos() as u64);
+        let monitor = Arc::new(Monitor { socket, waiting: Mutex::default(), next: AtomicU64::new(first) });
+        tokio::spawn(listen(monitor.clone(), heard));
+        Ok(monitor)
+    }
+
+    /// Asks, and waits for the answer.
+    pub async fn call(&self, request: Request, descriptors: &[BorrowedFd<'_>]) -> Result<Reply, MonitorError> {
+        let (_, reply) = self.send(request, descriptors)?;
+        reply.await.map_err(|_| MonitorError::Lost)
+    }
+
+    /// Asks for an exec: (its number, the answer to come, its exit to come).
+    #[allow(clippy::type_complexity)]
+    pub fn exec(
+        &self,
+        request: Request,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<(u64, oneshot::Receiver<Reply>, oneshot::Receiver<i32>), MonitorError> {
+        let (send, exited) = oneshot::channel();
+        let operation = self.next.fetch_add(1, Ordering::Relaxed);
+        self.lock().execs.insert(operation, send);
+        let reply = self.send_as(operation, request, descriptors)?;
+        Ok((operation, reply, exited))
+    }
+
+    /// Nobody waits for this exec any more.
+    pub fn forget_exec(&self, operation: u64) {
+        self.lock().execs.remove(&operation);
+    }
+
+    fn send(
+        &self,
+        request: Request,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<(u64, oneshot::Receiver<Reply>), MonitorError> {
+        let operation = self.next.fetch_add(1, Ordering::Relaxed);
+        Ok((operation, self.send_as(operation, request, descriptors)?))
+    }
+
+    fn send_as(
+        &self,
+        operation: u64,
+        request: Request,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<oneshot::Receiver<Reply>, MonitorError> {
+        let (send, receive) = oneshot::channel();
+        {
+            let mut waiting = self.lock();
+            if waiting.lost {
+                return Err(MonitorError::Lost);
+            }
+            waiting.replies.insert(operation, send);
+        }
+        let bytes = encode(&Call { operation, request });
+        match message::send(self.socket.get_ref().as_fd(), &bytes, descriptors) {
+            Ok(()) => Ok(receive),
+            Err(error) => {
+                let mut waiting = self.lock();
+                waiting.replies.remove(&operation);
+                waiting.execs.remove(&operation);
+                match error.kind() {
+                    io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => Err(MonitorError::Lost),
+                    _ => Err(io_error("ask")(error)),
+                }
+            }
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lose(&self) {
+        let mut waiting = self.lock();
+        waiting.lost = true;
+        // Dropping the senders answers whoever waits.
+        waiting.replies.clear();
+        waiting.execs.clear();
+    }
+}
+
+async fn listen(monitor: Arc<Monitor>, heard: mpsc::Sender<Heard>) {
+    loop {
+        let Ok(mut ready) = monitor.socket.readable().await else { break };
+        let received = {
+            let mut buffer = vec![0u8; MAX_MESSAGE];
+            let received = message::receive(monitor.socket.get_ref().as_fd(), &mut buffer);
+            received.map(|(len, descriptors)| {
+                buffer.truncate(len);
+                (buffer, descriptors)
+            })
+        };
+        match received {
+            Ok((bytes, _)) if bytes.is_empty() => break,
+            Ok((bytes, descriptors)) => match decode::<Message>(&bytes) {
+                Ok(Message::Reply { operation, answer }) => {
+                    let waiting = monitor.lock().replies.remove(&operation);
+                    if let Some(waiting) = waiting {
+                        let _ = waiting.send((answer, descriptors));
+                    }
+                }
+                Ok(Message::Event { event: Event::ExecExited { exec, code } }) => {
+                    let waiting = monitor.lock().execs.remove(&exec);
+                    if let Some(waiting) = waiting {
+                        let _ = waiting.send(code);
+                    }
+                }
+                Ok(Message::Event { event }) => {
+                    if heard.send(Heard::Event(event)).await.is_err() {
+                        break;
+                    }
+                }
+                Err(error) => {
+                    tracing::error!(%error, "a monitor sent a message that makes no sense");
+                    break;
+                }
+            },
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready.clear_ready(),
+            Err(_) => break,
+        }
+    }
+    monitor.lose();
+    let _ = heard.send(Heard::Lost).await;
+}
+
+/// Waits for a monitor that this daemon started, so that it leaves no zombie.
+pub fn reap(mut child: std::process::Child) {
+    let Some(pid) = rustix::process::Pid::from_raw(child.id() as i32) else { return };
+    let Ok(pidfd) = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()) else {
+        let _ = child.wait();
+        return;
+    };
+    tokio::spawn(async move {
+        if let Ok(pidfd) = AsyncFd::with_interest(pidfd, tokio::io::Interest::READABLE) {
+            let _ = pidfd.readable().await;
+        }
+        let _ = child.wait();
+    });
+}
+
+/// A plan in sealed memory, as monitors take it.
+pub fn sealed(bytes: &[u8]) -> io::Result<OwnedFd> {
+    let memory = rustix::fs::memfd_create("launch-plan", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    let mut written = 0;
+    while written < bytes.len() {
+        written += rustix::io::write(&memory, &bytes[written..])?;
+    }
+    rustix::fs::fcntl_add_seals(&memory, SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE)?;
+    Ok(memory)
+}
