@@ -1,0 +1,1 @@
+//! `bowline check` and `bowline bench`: our conformance run and measures, against any CRI endpoint.
