@@ -250,10 +250,10 @@ pub(super) async fn said(answer: Response<Incoming>) -> String {
     text.chars().filter(|c| !c.is_control()).take(300).collect()
 }
 
-/// Backs off: 0.1 s, doubled each time, half of it at random, so that a thousand nodes do not come back together.
+/// Backs off: 0.1 s, doubled each time, up to half of it taken off at random, so that a thousand nodes do not come back together.
 pub(super) async fn pause(attempt: u32, after: Option<Duration>) {
     use std::hash::{BuildHasher as _, Hasher as _};
-    let base = 100u64 << attempt.min(6);
+    let base = 50u64 << attempt.min(6);
     let random = std::collections::hash_map::RandomState::new().build_hasher().finish();
     let backoff = Duration::from_millis(base / 2 + random % (base / 2));
     tokio::time::sleep(after.unwrap_or(backoff)).await;

@@ -22,6 +22,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 
+pub(crate) use decompress::{decoder, detect};
 pub(crate) use job::{Failure, Job, Link, Report, Reply};
 pub(crate) use union::{Found, Stack};
 pub use worker::unpack_worker_main;

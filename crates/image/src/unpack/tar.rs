@@ -118,6 +118,11 @@ impl<R: BufRead> Reader<R> {
         }
     }
 
+    /// What is being read; right after [`Self::next_entry`] it stands at the entry's content.
+    pub(crate) fn input(&self) -> &R {
+        &self.input
+    }
+
     /// Content of the current entry as it lies in the buffer, to be written without a copy.
     pub(crate) fn content(&mut self) -> io::Result<&[u8]> {
         if self.content == 0 {

@@ -142,3 +142,15 @@ pub fn xattr(path: &Path, name: &str) -> Option<Vec<u8>> {
     value.truncate(length);
     Some(value)
 }
+
+/// Bytes that do not compress, the same on each run.
+pub fn noise(length: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()[3]
+    };
+    (0..length).map(|_| next()).collect()
+}
