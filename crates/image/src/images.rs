@@ -216,11 +216,18 @@ impl Images {
 
     /// Reads a file as a container of these layers (bottom first) would see it, without a mount: symlinks lead on inside the
     /// layers, whiteouts count. `None` if it is not there or no regular file; an error if it is larger than `limit`.
-    pub fn read_file_in_layers(&self, layers: &[LayerName], path: &str, limit: u64) -> io::Result<Option<Vec<u8>>> {
+    pub fn read_file_in_layers(
+        &self,
+        layers: &[LayerName],
+        path: &str,
+        limit: u64,
+    ) -> io::Result<Option<Vec<u8>>> {
         use crate::unpack::{Found, Stack};
         use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
-        let folders: io::Result<Vec<_>> = layers.iter().rev().map(|name| self.0.store.open_layer(name)).collect();
-        let Some(Found::Other { parent, name, stat }) = Stack::new(folders?).find(path.as_bytes(), true)? else {
+        let folders: io::Result<Vec<_>> =
+            layers.iter().rev().map(|name| self.0.store.open_layer(name)).collect();
+        let Some(Found::Other { parent, name, stat }) = Stack::new(folders?).find(path.as_bytes(), true)?
+        else {
             return Ok(None);
         };
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
@@ -377,12 +384,20 @@ impl State {
 /// Reads one image back from the store, hashing what is small.
 fn load(store: &Store, state: &State, descriptor: &Descriptor) -> Result<Stored, String> {
     let read = |digest: Digest, what: &str| {
-        let bytes = std::fs::read(store.blob_path(digest)).map_err(|error| format!("its {what} is unreadable: {error}"))?;
-        if Digest::of(&bytes) == digest { Ok(bytes) } else { Err(format!("its {what} does not match its digest")) }
+        let bytes = std::fs::read(store.blob_path(digest))
+            .map_err(|error| format!("its {what} is unreadable: {error}"))?;
+        if Digest::of(&bytes) == digest {
+            Ok(bytes)
+        } else {
+            Err(format!("its {what} does not match its digest"))
+        }
     };
     let bytes = read(descriptor.digest, "manifest")?;
-    let parsed = manifest::parse("", &bytes, Some(&descriptor.media_type)).map_err(|error| error.to_string())?;
-    let Document::Manifest(manifest) = parsed else { return Err("it is an index, not a manifest".to_owned()) };
+    let parsed =
+        manifest::parse("", &bytes, Some(&descriptor.media_type)).map_err(|error| error.to_string())?;
+    let Document::Manifest(manifest) = parsed else {
+        return Err("it is an index, not a manifest".to_owned());
+    };
     let json = read(manifest.config.digest, "config")?;
     let config: ConfigFile = serde_json::from_slice(&json).map_err(|error| format!("its config: {error}"))?;
     let mut parents = None;

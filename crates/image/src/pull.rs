@@ -88,7 +88,10 @@ async fn config_of(
 ) -> Result<(Bytes, ConfigFile), PullError> {
     let digest = manifest.config.digest;
     let kept = match claim.find_blob(digest) {
-        true => tokio::fs::read(inner.store.blob_path(digest)).await.ok().filter(|bytes| Digest::of(bytes) == digest),
+        true => tokio::fs::read(inner.store.blob_path(digest))
+            .await
+            .ok()
+            .filter(|bytes| Digest::of(bytes) == digest),
         false => None,
     };
     let bytes = match kept {
@@ -105,12 +108,15 @@ async fn config_of(
 
 /// An image that names another platform would only fail later, with "exec format error".
 fn check_platform(inner: &Inner, reference: &Reference, config: &ConfigFile) -> Result<(), PullError> {
-    let (Some(os), Some(architecture)) = (config.os.as_deref(), config.architecture.as_deref()) else { return Ok(()) };
+    let (Some(os), Some(architecture)) = (config.os.as_deref(), config.architecture.as_deref()) else {
+        return Ok(());
+    };
     if os.is_empty() || architecture.is_empty() {
         return Ok(());
     }
     // Not the variant: single manifests carry it too unreliably to refuse an image for it.
-    let offer = DescriptorPlatform { os: os.to_owned(), architecture: architecture.to_owned(), variant: None };
+    let offer =
+        DescriptorPlatform { os: os.to_owned(), architecture: architecture.to_owned(), variant: None };
     let wanted = &inner.config.platform;
     if manifest::rank(&offer, wanted).is_some() {
         return Ok(());
@@ -159,7 +165,8 @@ pub(crate) async fn commit(
     let ticket = (*claim).clone();
     let work = tokio::task::spawn_blocking(move || {
         let id = stored.id;
-        let (inner, failed) = (&ticket.inner, |action: &'static str| move |error| PullError::io(action, error));
+        let (inner, failed) =
+            (&ticket.inner, |action: &'static str| move |error| PullError::io(action, error));
         {
             let _turn = inner.commit_turn();
             if !ticket.live() {

@@ -86,8 +86,13 @@ impl Store {
         rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)
             .map_err(|_| OpenError::InUse(root.to_owned()))?;
         let root_fd = File::open(root).map_err(failed("open", root))?.into();
-        let store =
-            Store { root: root.to_owned(), root_fd, serial: AtomicU64::new(1), syncs: Syncs::default(), _lock: lock };
+        let store = Store {
+            root: root.to_owned(),
+            root_fd,
+            serial: AtomicU64::new(1),
+            syncs: Syncs::default(),
+            _lock: lock,
+        };
         let tmp = root.join("tmp");
         for entry in fs::read_dir(&tmp).map_err(failed("read", &tmp))?.flatten() {
             remove_any(&entry.path()).map_err(failed("empty", &tmp))?;
@@ -128,7 +133,8 @@ impl Store {
             let entry = entry.map_err(failed(&layers_dir))?;
             let file_name = entry.file_name();
             let text = file_name.to_string_lossy();
-            let meta = LayerName::parse(&text).and_then(|name| self.read_meta(&name).map(|meta| (name, meta)));
+            let meta =
+                LayerName::parse(&text).and_then(|name| self.read_meta(&name).map(|meta| (name, meta)));
             let of_a_tree = text.strip_suffix(".json").and_then(LayerName::parse);
             match (meta, of_a_tree) {
                 (Some((name, meta)), _) => drop(layers.insert(name, meta)),
@@ -186,15 +192,17 @@ impl Store {
     }
 
     /// Makes `names` the names. When this returns, they survive a crash.
-    pub(crate) fn write_index<'a>(&self, names: impl Iterator<Item = (&'a String, &'a Descriptor)>) -> io::Result<()> {
+    pub(crate) fn write_index<'a>(
+        &self,
+        names: impl Iterator<Item = (&'a String, &'a Descriptor)>,
+    ) -> io::Result<()> {
         let manifests = names
             .map(|(name, descriptor)| {
                 let annotations = Some(BTreeMap::from([(REF_NAME.to_owned(), name.clone())]));
                 Descriptor { annotations, ..descriptor.clone() }
             })
             .collect();
-        let index =
-            Index { schema_version: 2, media_type: crate::manifest::OCI_INDEX.to_owned(), manifests };
+        let index = Index { schema_version: 2, media_type: crate::manifest::OCI_INDEX.to_owned(), manifests };
         self.replace(&self.root.join("index.json"), &serde_json::to_vec(&index)?)?;
         rustix::fs::fsync(&self.root_fd)?;
         Ok(())

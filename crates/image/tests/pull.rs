@@ -1,5 +1,7 @@
 //! A pull over real HTTP, from the name to the tree.
 
+#![allow(clippy::unwrap_used)] // In a test, a panic is the report.
+
 mod support;
 
 use bowline_image::PullError;

@@ -1,5 +1,7 @@
 //! Registries that demand, fail, lie, and hide behind mirrors.
 
+#![allow(clippy::unwrap_used)] // In a test, a panic is the report.
+
 mod support;
 
 use std::path::Path;
@@ -93,7 +95,8 @@ async fn wrong_content_is_refused_and_leaves_nothing() {
     registry.heal();
 
     let lie = format!("sha256:{}", "1".repeat(64));
-    let lying = ImageBuilder::new().layer(Layer::new().file("f", 0o644, "x")).claimed_diff_ids(&[&lie]).build();
+    let lying =
+        ImageBuilder::new().layer(Layer::new().file("f", 0o644, "x")).claimed_diff_ids(&[&lie]).build();
     let error = node.images.pull(&registry.push("lie", "latest", &lying), None).await.unwrap_err();
     assert!(matches!(error, PullError::WrongDigest { what: "the content of a layer", .. }), "{error:?}");
     let short = ImageBuilder::new().layer(Layer::new().file("f", 0o644, "x")).claimed_diff_ids(&[]).build();
@@ -117,18 +120,24 @@ async fn what_is_not_there_is_not_found() {
     registry.lose_blob(&image.layers[0]);
     assert!(matches!(node.images.pull(&name, None).await, Err(PullError::NotFound { .. })));
     assert!(matches!(node.images.pull("UPPER CASE", None).await, Err(PullError::BadReference { .. })));
-    registry.put_manifest("old", "latest", "application/vnd.docker.distribution.manifest.v1+prettyjws",
-        br#"{"schemaVersion":1,"name":"old","tag":"latest","fsLayers":[]}"#);
+    registry.put_manifest(
+        "old",
+        "latest",
+        "application/vnd.docker.distribution.manifest.v1+prettyjws",
+        br#"{"schemaVersion":1,"name":"old","tag":"latest","fsLayers":[]}"#,
+    );
     let error = node.images.pull(&format!("{host}/old"), None).await.unwrap_err();
-    assert!(matches!(&error, PullError::BadManifest { reason, .. } if reason.contains("version 1")), "{error:?}");
+    assert!(
+        matches!(&error, PullError::BadManifest { reason, .. } if reason.contains("version 1")),
+        "{error:?}"
+    );
     node.wait_until_empty().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn basic_credentials_work_in_every_form_and_only_at_home() {
-    let registry = Registry::builder()
-        .auth(AuthMode::Basic { user: "me".into(), password: "secret".into() })
-        .start();
+    let registry =
+        Registry::builder().auth(AuthMode::Basic { user: "me".into(), password: "secret".into() }).start();
     let name = registry.push("app", "latest", &built());
     let encoded = base64::engine::general_purpose::STANDARD.encode("me:secret");
     let here = registry.url();
@@ -189,7 +198,12 @@ async fn bearer_tokens_are_fetched_used_and_renewed() {
         assert!(matches!(error, PullError::Denied { .. }), "{error:?}");
     }
     let open = Registry::builder()
-        .auth(AuthMode::Bearer { user: "u".into(), password: "p".into(), identity_token: String::new(), anonymous: true })
+        .auth(AuthMode::Bearer {
+            user: "u".into(),
+            password: "p".into(),
+            identity_token: String::new(),
+            anonymous: true,
+        })
         .start();
     node.images.pull(&open.push("app", "latest", &image), None).await.unwrap();
     // Without OAuth2 at the token service, GET with the password still works.
@@ -200,9 +214,8 @@ async fn bearer_tokens_are_fetched_used_and_renewed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn redirects_are_followed_without_credentials() {
     let storage = Registry::start();
-    let registry = Registry::builder()
-        .auth(AuthMode::Basic { user: "me".into(), password: "secret".into() })
-        .start();
+    let registry =
+        Registry::builder().auth(AuthMode::Basic { user: "me".into(), password: "secret".into() }).start();
     let image = built();
     let name = registry.push("app", "latest", &image);
     storage.push("app", "latest", &image);
@@ -234,7 +247,10 @@ async fn mirrors_are_asked_in_order_and_re_read_at_each_pull() {
     let text = format!(
         "server = \"{}\"\n[host.\"{}\"]\ncapabilities = [\"pull\", \"resolve\"]\n[host.\"{}\"]\n\
          capabilities = [\"pull\", \"resolve\"]\n[host.\"{}\".header]\nx-team = [\"a\"]\n",
-        origin.url(), first.url(), second.url(), second.url()
+        origin.url(),
+        first.url(),
+        second.url(),
+        second.url()
     );
     hosts_toml(node.dir.path(), "registry.example", &text);
     let auth = login("me", "secret");
@@ -256,7 +272,8 @@ async fn mirrors_are_asked_in_order_and_re_read_at_each_pull() {
     // A mirror for content only is not asked for tags.
     let text = format!(
         "server = \"{}\"\n[host.\"{}/sub/v2\"]\ncapabilities = [\"pull\"]\noverride_path = true\n",
-        origin.url(), second.url()
+        origin.url(),
+        second.url()
     );
     hosts_toml(node.dir.path(), "registry.example", &text);
     let before = second.count("GET", "/sub/v2/team/app/manifests/v3");
@@ -282,7 +299,8 @@ async fn tls_is_verified_against_the_host_s_own_certificate() {
     let name = registry.push("app", "latest", &built());
     let node = Node::new().await;
     let error = node.images.pull(&name, None).await.unwrap_err();
-    let unknown = matches!(&error, PullError::RegistryUnavailable { reason, .. } if reason.contains("certificate"));
+    let unknown =
+        matches!(&error, PullError::RegistryUnavailable { reason, .. } if reason.contains("certificate"));
     assert!(unknown, "{error:?}");
 
     let host = registry.host();

@@ -1,5 +1,7 @@
 //! What the store keeps, gives back, and survives.
 
+#![allow(clippy::unwrap_used)] // In a test, a panic is the report.
+
 mod support;
 
 use bowline_image::{ExportError, HoldError, ImportError, RemoveError};
@@ -129,10 +131,8 @@ async fn what_a_crash_leaves_is_swept_at_the_next_start() {
     assert_eq!(node.images.list(None).len(), 1);
 
     // Damage costs the damaged image its name, and the next pull repairs it.
-    for damage in [
-        format!("layers/{}.json", pulled.layers[0]),
-        format!("blobs/sha256/{}", pulled.id.0.hex()),
-    ] {
+    for damage in [format!("layers/{}.json", pulled.layers[0]), format!("blobs/sha256/{}", pulled.id.0.hex())]
+    {
         std::fs::remove_file(root.join(&damage)).unwrap();
     }
     let node = node.restart().await;
@@ -201,10 +201,14 @@ async fn a_cancelled_pull_leaves_nothing() {
 async fn pins_match_names_and_patterns() {
     let registry = Registry::start();
     let host = registry.host();
-    let node = Node::with(|config| config.pinned = vec![format!("{host}/pause:*"), format!("{host}/exact")]).await;
-    for (repository, tag, pinned) in
-        [("pause", "3.9", true), ("exact", "latest", true), ("exact", "other", false), ("app", "latest", false)]
-    {
+    let node =
+        Node::with(|config| config.pinned = vec![format!("{host}/pause:*"), format!("{host}/exact")]).await;
+    for (repository, tag, pinned) in [
+        ("pause", "3.9", true),
+        ("exact", "latest", true),
+        ("exact", "other", false),
+        ("app", "latest", false),
+    ] {
         let name = registry.push(repository, tag, &image(&format!("{repository}{tag}")).build());
         assert_eq!(node.pull(&name).await.pinned, pinned, "{name}");
     }
@@ -274,8 +278,12 @@ async fn a_broken_archive_leaves_nothing() {
     let layer = &built.blobs[&built.layers[0]];
     let at = flipped.windows(layer.len()).position(|window| window == layer.as_slice()).unwrap();
     flipped[at + layer.len() / 2] ^= 1;
-    let cases =
-        [flipped, Layer::new().file("hello", 0o644, "x").tar(), b"not an archive at all".repeat(100), Vec::new()];
+    let cases = [
+        flipped,
+        Layer::new().file("hello", 0o644, "x").tar(),
+        b"not an archive at all".repeat(100),
+        Vec::new(),
+    ];
     for archive in cases {
         let error = node.images.import(archive.as_slice(), None).await.unwrap_err();
         assert!(matches!(error, ImportError::BadArchive(_) | ImportError::Image(_)), "{error:?}");

@@ -19,7 +19,11 @@ const BLOCK: u64 = 512;
 
 impl Images {
     /// Writes images into one archive. An image named by tag or digest gets that name there; one named by id all its tags.
-    pub async fn export(&self, names: &[String], mut out: impl AsyncWrite + Send + Unpin) -> Result<(), ExportError> {
+    pub async fn export(
+        &self,
+        names: &[String],
+        mut out: impl AsyncWrite + Send + Unpin,
+    ) -> Result<(), ExportError> {
         let written = |action| move |source| ExportError::Io { action, source };
         // Nothing of it may be collected while it is being written.
         let claim = self.0.claim();
@@ -55,11 +59,17 @@ impl Images {
         for (digest, size) in blobs {
             let path = format!("blobs/sha256/{}", digest.hex());
             out.write_all(&header(&path, size, b'0')).await.map_err(written("write the archive"))?;
-            let file = tokio::fs::File::open(self.0.store.blob_path(digest)).await.map_err(written("read a blob"))?;
+            let file = tokio::fs::File::open(self.0.store.blob_path(digest))
+                .await
+                .map_err(written("read a blob"))?;
             let mut file = tokio::io::BufReader::with_capacity(256 << 10, file);
-            let copied = tokio::io::copy_buf(&mut file, &mut out).await.map_err(written("write the archive"))?;
+            let copied =
+                tokio::io::copy_buf(&mut file, &mut out).await.map_err(written("write the archive"))?;
             if copied != size {
-                let source = io::Error::new(io::ErrorKind::InvalidData, format!("{digest} has {copied} bytes, not {size}"));
+                let source = io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    format!("{digest} has {copied} bytes, not {size}"),
+                );
                 return Err(ExportError::Io { action: "read a blob", source });
             }
             out.write_all(&padding(size)).await.map_err(written("write the archive"))?;

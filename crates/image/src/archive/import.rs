@@ -94,7 +94,11 @@ async fn spool(inner: &Inner, archive: impl AsyncRead + Send + Unpin) -> Result<
     Ok(place)
 }
 
-fn find_images(inner: &Inner, members: &Members, named: Option<Reference>) -> Result<Vec<Found>, ImportError> {
+fn find_images(
+    inner: &Inner,
+    members: &Members,
+    named: Option<Reference>,
+) -> Result<Vec<Found>, ImportError> {
     let mut found = if members.find("index.json").is_some() {
         from_layout(inner, members)?
     } else if members.find("manifest.json").is_some() {
@@ -111,7 +115,8 @@ fn find_images(inner: &Inner, members: &Members, named: Option<Reference>) -> Re
     }
     for image in &mut found {
         if image.names.is_empty() {
-            let anonymous = Reference::parse("localhost/imported").map_err(|e| ImportError::BadArchive(e.to_owned()))?;
+            let anonymous =
+                Reference::parse("localhost/imported").map_err(|e| ImportError::BadArchive(e.to_owned()))?;
             image.names = vec![anonymous.with_digest(image.descriptor.digest)];
         }
     }
@@ -126,16 +131,18 @@ struct LayoutIndex {
 
 fn from_layout(inner: &Inner, members: &Members) -> Result<Vec<Found>, ImportError> {
     let bad = |text: String| ImportError::BadArchive(text);
-    let index: LayoutIndex =
-        serde_json::from_slice(&members.read("index.json")?).map_err(|error| bad(format!("index.json: {error}")))?;
+    let index: LayoutIndex = serde_json::from_slice(&members.read("index.json")?)
+        .map_err(|error| bad(format!("index.json: {error}")))?;
     if index.manifests.len() > MAX_IMAGES {
         return Err(bad(format!("it has {} images, the limit is {MAX_IMAGES}", index.manifests.len())));
     }
     let mut found: Vec<Found> = Vec::new();
     for entry in &index.manifests {
-        let note = |key: &str| entry.annotations.as_ref().and_then(|notes| notes.get(key)).map(String::as_str);
+        let note =
+            |key: &str| entry.annotations.as_ref().and_then(|notes| notes.get(key)).map(String::as_str);
         // A bare tag is no name: `latest` would become docker.io/library/latest.
-        let full = note(CONTAINERD_NAME).or_else(|| note(REF_NAME).filter(|name| name.contains(['/', ':', '@'])));
+        let full =
+            note(CONTAINERD_NAME).or_else(|| note(REF_NAME).filter(|name| name.contains(['/', ':', '@'])));
         let name = full.and_then(|name| Reference::parse(name).ok());
         let Some((descriptor, bytes, manifest)) = manifest_below(inner, members, entry)? else { continue };
         if let Some(same) = found.iter_mut().find(|other| other.descriptor.digest == descriptor.digest) {
@@ -148,11 +155,20 @@ fn from_layout(inner: &Inner, members: &Members) -> Result<Vec<Found>, ImportErr
         let mut layers = BTreeMap::new();
         for layer in &manifest.layers {
             let path = format!("blobs/sha256/{}", layer.digest.hex());
-            let span = members.find(&path).ok_or_else(|| bad(format!("layer {} is missing", layer.digest)))?;
+            let span =
+                members.find(&path).ok_or_else(|| bad(format!("layer {} is missing", layer.digest)))?;
             layers.insert(layer.digest, span);
         }
         let names = name.into_iter().collect();
-        found.push(Found { names, manifest_bytes: bytes, descriptor, manifest, config_bytes, config, layers });
+        found.push(Found {
+            names,
+            manifest_bytes: bytes,
+            descriptor,
+            manifest,
+            config_bytes,
+            config,
+            layers,
+        });
     }
     Ok(found)
 }
@@ -216,8 +232,8 @@ fn from_docker(members: &Members) -> Result<Vec<Found>, ImportError> {
             return Err(bad(format!("an image has {} layers", image.layers.len())));
         }
         let config_bytes: Bytes = members.read(&image.config)?.into();
-        let config: ConfigFile =
-            serde_json::from_slice(&config_bytes).map_err(|error| bad(format!("`{}`: {error}", image.config)))?;
+        let config: ConfigFile = serde_json::from_slice(&config_bytes)
+            .map_err(|error| bad(format!("`{}`: {error}", image.config)))?;
         let mut layers = BTreeMap::new();
         let mut descriptors = Vec::new();
         for path in &image.layers {
@@ -285,10 +301,16 @@ struct FromArchive<'a> {
 }
 
 impl Source for FromArchive<'_> {
-    async fn stream(&self, blob: &Descriptor, to: mpsc::Sender<Bytes>, progress: &Progress) -> Result<(), PullError> {
+    async fn stream(
+        &self,
+        blob: &Descriptor,
+        to: mpsc::Sender<Bytes>,
+        progress: &Progress,
+    ) -> Result<(), PullError> {
         let failed = |error| PullError::io("read the archive", error);
         let span = self.layers.get(&blob.digest).copied();
-        let span = span.ok_or_else(|| PullError::Internal(format!("layer {} was not looked up", blob.digest)))?;
+        let span =
+            span.ok_or_else(|| PullError::Internal(format!("layer {} was not looked up", blob.digest)))?;
         let mut at = 0;
         while at < span.size {
             let (members, want, from) = (self.members.clone(), (span.size - at).min(CHUNK), span.offset + at);
@@ -307,7 +329,11 @@ impl Source for FromArchive<'_> {
     }
 }
 
-async fn take(inner: &Arc<Inner>, members: &Arc<Members>, found: Found) -> Result<ImportedImage, ImportError> {
+async fn take(
+    inner: &Arc<Inner>,
+    members: &Arc<Members>,
+    found: Found,
+) -> Result<ImportedImage, ImportError> {
     let Some(first) = found.names.first() else {
         return Err(ImportError::BadArchive("an image without a name".to_owned()));
     };

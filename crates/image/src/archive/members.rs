@@ -84,7 +84,9 @@ impl Members {
                 Kind::File => Member::File(Span { offset: reader.input().at, size: entry.size }),
                 Kind::Hardlink => Member::Link(link),
                 // Old `docker save` links equal layers as `../<id>/layer.tar`.
-                Kind::Symlink => Member::Link(format!("{}/{link}", name.rsplit_once('/').map_or("", |(dir, _)| dir))),
+                Kind::Symlink => {
+                    Member::Link(format!("{}/{link}", name.rsplit_once('/').map_or("", |(dir, _)| dir)))
+                }
                 _ => continue,
             };
             if members.insert(name, member).is_none() && members.len() > MAX_MEMBERS {

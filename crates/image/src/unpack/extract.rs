@@ -10,8 +10,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{
     AtFlags, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags, chmodat,
-    chownat, fchmod, fchown, fsetxattr, futimens, linkat, makedev, mkdirat, mknodat, openat2, readlinkat, statat,
-    symlinkat, unlinkat, utimensat,
+    chownat, fchmod, fchown, fsetxattr, futimens, linkat, makedev, mkdirat, mknodat, openat2, readlinkat,
+    statat, symlinkat, unlinkat, utimensat,
 };
 use rustix::io::Errno;
 
@@ -63,7 +63,11 @@ impl Extractor {
     }
 
     /// Writes one entry; its content is read from `archive`.
-    pub(crate) fn entry<R: BufRead>(&mut self, entry: Entry, archive: &mut tar::Reader<R>) -> Result<(), Failure> {
+    pub(crate) fn entry<R: BufRead>(
+        &mut self,
+        entry: Entry,
+        archive: &mut tar::Reader<R>,
+    ) -> Result<(), Failure> {
         let path = components(&entry.path)?;
         let Some((name, parent)) = path.split_last() else {
             return match entry.kind {
@@ -149,7 +153,9 @@ impl Extractor {
                     Some(target) => {
                         symlinks += 1;
                         if symlinks > MAX_SYMLINKS {
-                            return Err(Failure::Corrupt("its folder leads through too many symlinks".to_owned()));
+                            return Err(Failure::Corrupt(
+                                "its folder leads through too many symlinks".to_owned(),
+                            ));
                         }
                         if target.starts_with(b"/") {
                             at.clear();
@@ -183,7 +189,8 @@ impl Extractor {
 
     fn imply(&mut self, at: &[Vec<u8>], name: &[u8]) -> Result<(), Failure> {
         self.count(4096)?;
-        mkdirat(self.top(), name, Mode::from_raw_mode(0o755)).map_err(|e| Failure::sys("make a folder", e))?;
+        mkdirat(self.top(), name, Mode::from_raw_mode(0o755))
+            .map_err(|e| Failure::sys("make a folder", e))?;
         let fd = openat2(self.top(), name, FOLDER, Mode::empty(), BENEATH)
             .map_err(|e| Failure::sys("open a folder", e))?;
         fchmod(&fd, Mode::from_raw_mode(0o755)).map_err(|e| Failure::sys("set a mode", e))?;
@@ -194,7 +201,9 @@ impl Extractor {
 
     fn check_deferred(&self) -> Result<(), Failure> {
         if self.implied.len() + self.pending.len() > MAX_DEFERRED {
-            return Err(Failure::TooLarge(format!("it leans on the layers below more than {MAX_DEFERRED} times")));
+            return Err(Failure::TooLarge(format!(
+                "it leans on the layers below more than {MAX_DEFERRED} times"
+            )));
         }
         Ok(())
     }
@@ -232,7 +241,12 @@ impl Extractor {
         Ok(())
     }
 
-    fn file<R: BufRead>(&mut self, name: &[u8], entry: &Entry, archive: &mut tar::Reader<R>) -> Result<(), Failure> {
+    fn file<R: BufRead>(
+        &mut self,
+        name: &[u8],
+        entry: &Entry,
+        archive: &mut tar::Reader<R>,
+    ) -> Result<(), Failure> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mode = Mode::from_raw_mode(0o600);
         let fd = match openat2(self.top(), name, flags, mode, BENEATH) {
@@ -253,7 +267,8 @@ impl Extractor {
             archive.consume(written);
         }
         describe(fd.as_fd(), entry)?;
-        futimens(&fd, &times((entry.seconds, entry.nanoseconds))).map_err(|e| Failure::sys("set a file's time", e))
+        futimens(&fd, &times((entry.seconds, entry.nanoseconds)))
+            .map_err(|e| Failure::sys("set a file's time", e))
     }
 
     fn node(&mut self, name: &[u8], entry: &Entry) -> Result<(), Failure> {
@@ -280,14 +295,16 @@ impl Extractor {
         }
         .map_err(|e| Failure::sys("make a node", e))?;
         let (uid, gid) = owners(entry);
-        chownat(self.top(), name, uid, gid, AtFlags::SYMLINK_NOFOLLOW).map_err(|e| Failure::sys("set an owner", e))?;
+        chownat(self.top(), name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(|e| Failure::sys("set an owner", e))?;
         if entry.kind != Kind::Symlink {
             // fchmodat follows symlinks, but this is the node made two calls ago, and nobody else writes here.
             chmodat(self.top(), name, Mode::from_raw_mode(entry.mode), AtFlags::empty())
                 .map_err(|e| Failure::sys("set a mode", e))?;
         }
         let time = times((entry.seconds, entry.nanoseconds));
-        utimensat(self.top(), name, &time, AtFlags::SYMLINK_NOFOLLOW).map_err(|e| Failure::sys("set a time", e))
+        utimensat(self.top(), name, &time, AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(|e| Failure::sys("set a time", e))
     }
 
     fn hardlink(&mut self, full: Vec<u8>, name: &[u8], entry: &Entry) -> Result<(), Failure> {
@@ -388,7 +405,8 @@ impl Extractor {
 /// Removes a folder and all below it. Iterative: the depth is the archive's choice.
 fn remove_folder(parent: BorrowedFd<'_>, name: &[u8]) -> Result<(), Failure> {
     let failed = |error| Failure::sys("replace a folder", error);
-    let open = |at: BorrowedFd<'_>, name: &[u8]| openat2(at, name, FOLDER, Mode::empty(), BENEATH).map_err(failed);
+    let open =
+        |at: BorrowedFd<'_>, name: &[u8]| openat2(at, name, FOLDER, Mode::empty(), BENEATH).map_err(failed);
     let mut stack: Vec<(Vec<u8>, OwnedFd)> = vec![(name.to_vec(), open(parent, name)?)];
     while let Some((_, folder)) = stack.last() {
         let mut deeper = None;
@@ -469,7 +487,10 @@ fn components(path: &[u8]) -> Result<Vec<&[u8]>, Failure> {
             b"" | b"." => {}
             b".." => return Err(Failure::Corrupt("a name contains `..`".to_owned())),
             part if part.len() > 255 => {
-                return Err(Failure::TooLarge(format!("a name component of {} bytes, the limit is 255", part.len())));
+                return Err(Failure::TooLarge(format!(
+                    "a name component of {} bytes, the limit is 255",
+                    part.len()
+                )));
             }
             part => parts.push(part),
         }
@@ -479,4 +500,3 @@ fn components(path: &[u8]) -> Result<Vec<&[u8]>, Failure> {
     }
     Ok(parts)
 }
-

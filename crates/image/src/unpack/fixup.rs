@@ -5,8 +5,8 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Uid, XattrFlags, fchmod, fchown, fgetxattr, flistxattr,
-    fsetxattr, fstat, futimens, linkat, openat2, readlinkat, symlinkat,
+    AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Uid, XattrFlags, fchmod, fchown, fgetxattr,
+    flistxattr, fsetxattr, fstat, futimens, linkat, openat2, readlinkat, symlinkat,
 };
 use rustix::io::Errno;
 
@@ -30,7 +30,9 @@ pub(super) fn from_parents(tree: &mut Extractor, below: &Stack) -> Result<(), Fa
     for (path, target) in std::mem::take(&mut tree.pending) {
         let shown = String::from_utf8_lossy(&path).into_owned();
         match copied.get(&target) {
-            Some(first) => link_again(tree.root(), first, &path).map_err(|e| Failure::sys("make a hard link", e))?,
+            Some(first) => {
+                link_again(tree.root(), first, &path).map_err(|e| Failure::sys("make a hard link", e))?
+            }
             None => {
                 let size = copy_from_below(tree.root(), &path, &target, below).map_err(|f| f.at(&shown))?;
                 tree.count(size)?;
@@ -54,7 +56,9 @@ fn describe_implied(root: BorrowedFd<'_>, path: &[u8], below: &Stack) -> Result<
             like(ours.as_fd(), model.as_fd()).map_err(|e| Failure::sys("describe a folder", e))
         }
         Some(Found::Other { stat, .. }) if FileType::from_raw_mode(stat.st_mode) == FileType::Symlink => {
-            Err(Failure::Corrupt("it puts entries into a folder that is a symlink in the layers below".to_owned()))
+            Err(Failure::Corrupt(
+                "it puts entries into a folder that is a symlink in the layers below".to_owned(),
+            ))
         }
         // A file below becomes a folder here; overlayfs shows the folder.
         Some(Found::Other { .. }) => Ok(()),
@@ -71,7 +75,7 @@ fn like(ours: BorrowedFd<'_>, model: BorrowedFd<'_>) -> rustix::io::Result<()> {
 }
 
 fn mtime(stat: &Stat) -> rustix::fs::Timestamps {
-    times((stat.st_mtime as i64, u32::try_from(stat.st_mtime_nsec).unwrap_or(0)))
+    times((stat.st_mtime, u32::try_from(stat.st_mtime_nsec).unwrap_or(0)))
 }
 
 fn copy_xattrs(ours: BorrowedFd<'_>, model: BorrowedFd<'_>) -> rustix::io::Result<()> {

@@ -1,5 +1,5 @@
 //! What the tests of this crate share.
-#![allow(dead_code)] // Each test program uses a part.
+#![allow(dead_code, clippy::unwrap_used)] // Each test program uses a part; a test may panic.
 
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
