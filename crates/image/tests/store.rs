@@ -235,7 +235,7 @@ async fn an_export_imports_elsewhere() {
     for (built, name) in [(&one, &names[0]), (&two, &names[1])] {
         let image = elsewhere.images.resolve(name).unwrap();
         assert_eq!(image.id.to_string(), built.id);
-        assert_eq!(image.repo_tags, [name.clone()]);
+        assert_eq!(image.repo_tags, std::slice::from_ref(name));
         let word = elsewhere.images.read_file_in_layers(&image.layers, "/word", 100).unwrap().unwrap();
         assert_eq!(image.config.env, [format!("WORD={}", String::from_utf8(word).unwrap())]);
     }
@@ -263,7 +263,7 @@ async fn archives_of_both_kinds_and_compressions_are_imported() {
         let image = node.images.resolve("example.test/packed:1").unwrap();
         assert_eq!(node.images.read_file_in_layers(&image.layers, "word", 10).unwrap().unwrap(), b"packed");
         let mut out = Vec::new();
-        node.images.export(&[built.id.clone()], &mut out).await.unwrap();
+        node.images.export(std::slice::from_ref(&built.id), &mut out).await.unwrap();
         let renamed = node.images.import(out.as_slice(), Some("other.test/name:2")).await.unwrap();
         assert_eq!(renamed[0].names, ["other.test/name:2"]);
         assert_eq!(node.images.list(None)[0].repo_tags, ["example.test/packed:1", "other.test/name:2"]);

@@ -113,7 +113,7 @@ async fn times_and_attributes_arrive() {
         .owner(7, 7)
         .file("d/ping", 0o755, "p");
     for unpacker in [Unpacker::InProcess, worker()] {
-        let (node, image) = pull(&[layer.clone()], unpacker).await;
+        let (node, image) = pull(std::slice::from_ref(&layer), unpacker).await;
         let tree = node.layer(&image.unwrap(), 0);
         let stat = tree.join("d").metadata().unwrap();
         assert_eq!((stat.mtime(), stat.mtime_nsec()), (1_234_567_890, 123_456_789));
@@ -268,6 +268,34 @@ async fn what_a_layer_implies_comes_from_below() {
     let tree = node.layer(&image.unwrap(), 2);
     assert_eq!(tree.join("copy").metadata().unwrap().ino(), tree.join("again").metadata().unwrap().ino());
     refused(Layer::new().hardlink("a", "nowhere"), "is nowhere").await;
+
+    // A folder that is a symlink below: the entries go where it leads, as they would with the layers mounted.
+    let merged = Layer::new()
+        .dir("usr", 0o755)
+        .owner(3, 3)
+        .dir("usr/lib", 0o750)
+        .owner(0, 0)
+        .symlink("lib", "usr/lib")
+        .symlink("deep", "/lib/more");
+    let into = Layer::new()
+        .file("lib/one", 0o644, "1")
+        .file("deep/two", 0o644, "2")
+        .whiteout("lib/sub/gone")
+        .hardlink("lib/three", "lib/one");
+    check(
+        &[merged, into],
+        &[
+            "d 0755 0:0 usr",
+            "d 0750 3:3 usr/lib",
+            "d 0755 0:0 usr/lib/more",
+            "- 0644 0:0 usr/lib/more/two =2",
+            "- 0644 0:0 usr/lib/one =1",
+            "d 0755 0:0 usr/lib/sub",
+            "c 0000 0:0 usr/lib/sub/gone 0:0",
+            "- 0644 0:0 usr/lib/three =1",
+        ],
+    )
+    .await;
 
     // The same archive on other parents is another folder.
     let registry = Registry::start();

@@ -11,6 +11,7 @@
 mod decompress;
 mod extract;
 mod fixup;
+mod folders;
 mod job;
 pub(crate) mod tar;
 mod union;
