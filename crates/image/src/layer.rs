@@ -164,7 +164,6 @@ impl<S: Source> Batch<'_, S> {
         let (streamed, sunk) = tokio::join!(self.source.stream(&order.blob, to_sink, self.progress), sink);
         streamed?;
         sunk?;
-        self.inner.store.sync().await.map_err(|error| PullError::io("make a blob durable", error))?;
         commit(self.claim, place, order.clone(), None).await.map(drop)
     }
 
@@ -214,7 +213,6 @@ impl<S: Source> Batch<'_, S> {
                 actual: report.diff_id.to_string(),
             });
         }
-        self.inner.store.sync().await.map_err(|error| PullError::io("make a layer durable", error))?;
         let name = commit(self.claim, place, order.clone(), Some(report)).await?;
         name.ok_or_else(|| PullError::Internal("a layer was committed without a name".to_owned()))
     }

@@ -154,7 +154,7 @@ pub(crate) fn orders(
         .collect())
 }
 
-/// Writes manifest and config, makes the layers' names durable, then the image's.
+/// Writes manifest and config, then the names; the flush to disk follows in the background.
 pub(crate) async fn commit(
     claim: &Claim,
     stored: Stored,
@@ -178,7 +178,6 @@ pub(crate) async fn commit(
                     ticket.add_blob(digest, bytes.len() as u64);
                 }
             }
-            inner.store.sync_folders().map_err(failed("make the layers durable"))?;
         }
         let stored = Arc::new(stored);
         let name_it = |all: &mut std::collections::BTreeMap<String, Arc<Stored>>| {
@@ -189,5 +188,7 @@ pub(crate) async fn commit(
         inner.rename(name_it).map_err(failed("write the image index"))?;
         Ok(id)
     });
-    work.await.map_err(|error| PullError::Internal(format!("the commit died: {error}")))?
+    let id = work.await.map_err(|error| PullError::Internal(format!("the commit died: {error}")))??;
+    tokio::spawn(claim.inner.clone().flush());
+    Ok(id)
 }

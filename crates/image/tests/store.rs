@@ -141,12 +141,44 @@ async fn what_a_crash_leaves_is_swept_at_the_next_start() {
     assert_eq!(node.pull(&name).await.id, pulled.id);
     assert_eq!(node.content(), clean);
 
+    // A torn index costs what came since the last flush; without that, the names.
+    node.wait_until_flushed().await;
     std::fs::write(root.join("index.json"), "not json").unwrap();
+    let node = node.restart().await;
+    assert_eq!(node.images.list(None).len(), 1);
+    std::fs::write(root.join("index.json"), "not json").unwrap();
+    std::fs::remove_file(root.join("index.json.synced")).unwrap();
     let node = node.restart().await;
     assert!(node.images.list(None).is_empty());
     assert!(root.join("index.json.bad").exists());
     node.images.collect().await;
     node.wait_until_empty().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_not_flushed_does_not_survive_another_boot() {
+    let registry = Registry::start();
+    let (one, two) = (image("flushed").build(), image("torn").build());
+    let node = Node::new().await;
+    let flushed = node.pull(&registry.push("flushed", "latest", &one)).await;
+    node.wait_until_flushed().await;
+    let durable = node.config.root.join("durable.json");
+    let record = std::fs::read_to_string(&durable).unwrap();
+    let torn_name = registry.push("torn", "latest", &two);
+    let torn = node.pull(&torn_name).await;
+    node.wait_until_flushed().await;
+    // The machine stops before the second flush: the record is the first one's, of another boot; a blob has holes.
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    std::fs::write(&durable, record.replace(boot.trim(), "another boot")).unwrap();
+    let hole = node.config.root.join("blobs/sha256").join(two.layers[0].trim_start_matches("sha256:"));
+    std::fs::write(&hole, "").unwrap();
+    let node = node.restart().await;
+    let ids: Vec<_> = node.images.list(None).iter().map(|image| image.id).collect();
+    assert_eq!(ids, [flushed.id]);
+    assert!(!node.layer(&torn, 0).exists() && !hole.exists());
+    assert_eq!(node.pull(&torn_name).await.id, torn.id);
+    let node = node.restart().await;
+    assert_eq!(node.images.list(None).len(), 2, "the daemon's own end costs nothing");
 }
 
 #[tokio::test(flavor = "multi_thread")]

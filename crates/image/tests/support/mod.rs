@@ -87,6 +87,23 @@ impl Node {
         all
     }
 
+    /// Waits until all layers and blobs are recorded as durable.
+    pub async fn wait_until_flushed(&self) {
+        let deadline = Instant::now() + Duration::from_secs(15);
+        loop {
+            let text = std::fs::read_to_string(self.config.root.join("durable.json")).unwrap_or_default();
+            let index = std::fs::read(self.config.root.join("index.json")).unwrap_or_default();
+            let synced = std::fs::read(self.config.root.join("index.json.synced")).unwrap_or_default();
+            let names = self.content();
+            let mut parts = names.iter().filter_map(|name| name.rsplit('/').next());
+            if index == synced && parts.all(|part| text.contains(part.trim_end_matches(".json"))) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "not flushed: {text}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     /// Waits until nothing but what names refer to is there.
     pub async fn wait_until_empty(&self) {
         let deadline = Instant::now() + Duration::from_secs(15);
