@@ -47,7 +47,8 @@ impl State {
             layers.extend(&self.old);
         }
         let dead_layers: Vec<_> = self.layers.keys().filter(|name| !layers.contains(name)).cloned().collect();
-        let dead_blobs: Vec<_> = self.blobs.keys().filter(|digest| !blobs.contains(digest)).copied().collect();
+        let dead_blobs: Vec<_> =
+            self.blobs.keys().filter(|digest| !blobs.contains(digest)).copied().collect();
         for name in &dead_layers {
             if let Some(meta) = self.layers.remove(name) {
                 let (bytes, inodes) = meta.cost();

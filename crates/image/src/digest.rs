@@ -81,7 +81,8 @@ impl Serialize for Digest {
 impl<'de> Deserialize<'de> for Digest {
     fn deserialize<D: serde::Deserializer<'de>>(input: D) -> Result<Digest, D::Error> {
         let text = String::deserialize(input)?;
-        Digest::parse(&text).ok_or_else(|| serde::de::Error::custom(format!("`{text}` is not a sha256 digest")))
+        Digest::parse(&text)
+            .ok_or_else(|| serde::de::Error::custom(format!("`{text}` is not a sha256 digest")))
     }
 }
 

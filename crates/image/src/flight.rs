@@ -120,7 +120,11 @@ impl Flights {
 }
 
 /// Joins the pull of `reference` with `auth`, or starts it.
-pub(crate) async fn join(inner: &Arc<Inner>, reference: Reference, auth: Option<Auth>) -> Result<ImageId, PullError> {
+pub(crate) async fn join(
+    inner: &Arc<Inner>,
+    reference: Reference,
+    auth: Option<Auth>,
+) -> Result<ImageId, PullError> {
     let key: Key = (reference, auth);
     let (mut outcome, waiter) = {
         let mut running = inner.flights.lock();
@@ -181,7 +185,9 @@ impl Drop for Waiter {
     fn drop(&mut self) {
         let mut running = self.inner.flights.lock();
         // Another pull of the same name may have started since this one ended.
-        let Some(flight) = running.get_mut(&self.key).filter(|flight| flight.number == self.number) else { return };
+        let Some(flight) = running.get_mut(&self.key).filter(|flight| flight.number == self.number) else {
+            return;
+        };
         flight.waiters -= 1;
         if flight.waiters == 0 {
             flight.task.abort();

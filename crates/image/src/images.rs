@@ -37,6 +37,8 @@ pub(crate) struct Inner {
     commit: Mutex<()>,
     state: Mutex<State>,
     recovered: AtomicBool,
+    flush_waits: AtomicBool,
+    flush_turn: tokio::sync::Mutex<()>,
     claims: AtomicU64,
 }
 
@@ -100,12 +102,17 @@ impl Images {
     /// Opens the store, finishing or sweeping what an earlier process left undone.
     pub async fn open(config: ImagesConfig) -> Result<Images, OpenError> {
         let path = config.root.clone();
-        tokio::task::spawn_blocking(move || Images::open_blocking(config)).await.unwrap_or_else(|error| {
+        let opened = tokio::task::spawn_blocking(move || Images::open_blocking(config)).await;
+        let (images, unflushed) = opened.unwrap_or_else(|error| {
             Err(OpenError::Io { action: "open", path, source: io::Error::other(error) })
-        })
+        })?;
+        if unflushed {
+            tokio::spawn(images.0.clone().flush());
+        }
+        Ok(images)
     }
 
-    fn open_blocking(config: ImagesConfig) -> Result<Images, OpenError> {
+    fn open_blocking(config: ImagesConfig) -> Result<(Images, bool), OpenError> {
         let store = Arc::new(Store::open(&config.root)?);
         let found = store.inventory()?;
         let mut state = State { layers: found.layers, blobs: found.blobs, ..State::default() };
@@ -131,8 +138,12 @@ impl Images {
             let path = store.root().join("index.json");
             store.write_index(names).map_err(|source| OpenError::Io { action: "write", path, source })?;
         }
+        // From here on this boot's page cache is the truth. Blocking once per boot is fine: next to nothing is dirty then.
+        let unflushed = store.adopt_boot(state.layers.keys(), state.blobs.keys()).map_err(|source| {
+            OpenError::Io { action: "write durable.json in", path: store.root().to_owned(), source }
+        })?;
         let snapshot = ArcSwap::from_pointee(snapshot(&state.names, &config.pinned));
-        Ok(Images(Arc::new(Inner {
+        let images = Images(Arc::new(Inner {
             config,
             store,
             trust: Trust::default(),
@@ -142,8 +153,11 @@ impl Images {
             commit: Mutex::new(()),
             state: Mutex::new(state),
             recovered: AtomicBool::new(false),
+            flush_waits: AtomicBool::new(false),
+            flush_turn: tokio::sync::Mutex::new(()),
             claims: AtomicU64::new(0),
-        })))
+        }));
+        Ok((images, unflushed))
     }
 
     /// Brings an image into the store and gives its id.
@@ -216,11 +230,18 @@ impl Images {
 
     /// Reads a file as a container of these layers (bottom first) would see it, without a mount: symlinks lead on inside the
     /// layers, whiteouts count. `None` if it is not there or no regular file; an error if it is larger than `limit`.
-    pub fn read_file_in_layers(&self, layers: &[LayerName], path: &str, limit: u64) -> io::Result<Option<Vec<u8>>> {
+    pub fn read_file_in_layers(
+        &self,
+        layers: &[LayerName],
+        path: &str,
+        limit: u64,
+    ) -> io::Result<Option<Vec<u8>>> {
         use crate::unpack::{Found, Stack};
         use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
-        let folders: io::Result<Vec<_>> = layers.iter().rev().map(|name| self.0.store.open_layer(name)).collect();
-        let Some(Found::Other { parent, name, stat }) = Stack::new(folders?).find(path.as_bytes(), true)? else {
+        let folders: io::Result<Vec<_>> =
+            layers.iter().rev().map(|name| self.0.store.open_layer(name)).collect();
+        let Some(Found::Other { parent, name, stat }) = Stack::new(folders?).find(path.as_bytes(), true)?
+        else {
             return Ok(None);
         };
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
@@ -280,6 +301,32 @@ impl Inner {
         self.snapshot.store(Arc::new(snapshot(&names, &self.config.pinned)));
         self.state().names = names;
         Ok(())
+    }
+
+    /// Brings what has been committed to disk, and records that it is there. Pulls do not wait for it: until then a stop of the
+    /// machine (not of the daemon) costs the image, which is pulled again.
+    pub(crate) async fn flush(self: Arc<Self>) {
+        // Whoever waits for the turn already will see our changes too.
+        if self.flush_waits.swap(true, SeqCst) {
+            return;
+        }
+        let turn = self.flush_turn.lock().await;
+        self.flush_waits.store(false, SeqCst);
+        let inner = self.clone();
+        let flushed = tokio::task::spawn_blocking(move || {
+            let (layers, blobs): (Vec<_>, Vec<_>) = {
+                let state = inner.state();
+                (state.layers.keys().cloned().collect(), state.blobs.keys().copied().collect())
+            };
+            let durable = inner.store.stamps(layers.iter(), blobs.iter());
+            inner.store.make_durable(&durable)
+        });
+        match flushed.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "the image store could not be flushed"),
+            Err(error) => tracing::warn!(%error, "the flush of the image store died"),
+        }
+        drop(turn);
     }
 
     /// A claim to hang layers and blobs on while they have no name yet.
@@ -377,12 +424,20 @@ impl State {
 /// Reads one image back from the store, hashing what is small.
 fn load(store: &Store, state: &State, descriptor: &Descriptor) -> Result<Stored, String> {
     let read = |digest: Digest, what: &str| {
-        let bytes = std::fs::read(store.blob_path(digest)).map_err(|error| format!("its {what} is unreadable: {error}"))?;
-        if Digest::of(&bytes) == digest { Ok(bytes) } else { Err(format!("its {what} does not match its digest")) }
+        let bytes = std::fs::read(store.blob_path(digest))
+            .map_err(|error| format!("its {what} is unreadable: {error}"))?;
+        if Digest::of(&bytes) == digest {
+            Ok(bytes)
+        } else {
+            Err(format!("its {what} does not match its digest"))
+        }
     };
     let bytes = read(descriptor.digest, "manifest")?;
-    let parsed = manifest::parse("", &bytes, Some(&descriptor.media_type)).map_err(|error| error.to_string())?;
-    let Document::Manifest(manifest) = parsed else { return Err("it is an index, not a manifest".to_owned()) };
+    let parsed =
+        manifest::parse("", &bytes, Some(&descriptor.media_type)).map_err(|error| error.to_string())?;
+    let Document::Manifest(manifest) = parsed else {
+        return Err("it is an index, not a manifest".to_owned());
+    };
     let json = read(manifest.config.digest, "config")?;
     let config: ConfigFile = serde_json::from_slice(&json).map_err(|error| format!("its config: {error}"))?;
     let mut parents = None;

@@ -51,7 +51,12 @@ pub(crate) trait Source: Send + Sync {
 }
 
 impl Source for Session {
-    async fn stream(&self, blob: &Descriptor, to: mpsc::Sender<Bytes>, progress: &Progress) -> Result<(), PullError> {
+    async fn stream(
+        &self,
+        blob: &Descriptor,
+        to: mpsc::Sender<Bytes>,
+        progress: &Progress,
+    ) -> Result<(), PullError> {
         let mut reader = self.blob(blob);
         while let Some(chunk) = reader.next().await? {
             progress.bytes_done.fetch_add(chunk.len() as u64, Relaxed);
@@ -159,7 +164,6 @@ impl<S: Source> Batch<'_, S> {
         let (streamed, sunk) = tokio::join!(self.source.stream(&order.blob, to_sink, self.progress), sink);
         streamed?;
         sunk?;
-        self.inner.store.sync().await.map_err(|error| PullError::io("make a blob durable", error))?;
         commit(self.claim, place, order.clone(), None).await.map(drop)
     }
 
@@ -172,7 +176,14 @@ impl<S: Source> Batch<'_, S> {
         let (give_parents, parents) = oneshot::channel();
         let keep = self.inner.config.keep_layer_blobs;
         let sink = spawn_sink(order.blob.clone(), place.clone(), from_source, Some(pipe_in), keep);
-        let worker = spawn_worker((**self.claim).clone(), order.blob.clone(), place.clone(), pipe_out, parents_needed, parents);
+        let worker = spawn_worker(
+            (**self.claim).clone(),
+            order.blob.clone(),
+            place.clone(),
+            pipe_out,
+            parents_needed,
+            parents,
+        );
         let lower = async {
             if needed.await.is_ok() {
                 let mut names = Vec::with_capacity(at);
@@ -202,7 +213,6 @@ impl<S: Source> Batch<'_, S> {
                 actual: report.diff_id.to_string(),
             });
         }
-        self.inner.store.sync().await.map_err(|error| PullError::io("make a layer durable", error))?;
         let name = commit(self.claim, place, order.clone(), Some(report)).await?;
         name.ok_or_else(|| PullError::Internal("a layer was committed without a name".to_owned()))
     }
@@ -210,7 +220,9 @@ impl<S: Source> Batch<'_, S> {
     async fn workplace(&self) -> Result<Arc<Workplace>, PullError> {
         let store = self.inner.store.clone();
         let made = tokio::task::spawn_blocking(move || store.workplace()).await.map_err(io::Error::other);
-        made.and_then(|place| place).map(Arc::new).map_err(|error| PullError::io("make a folder for a layer", error))
+        made.and_then(|place| place)
+            .map(Arc::new)
+            .map_err(|error| PullError::io("make a folder for a layer", error))
     }
 }
 
@@ -329,8 +341,10 @@ async fn spawn_worker(
             if matches!(reply, Reply::NeedParents) {
                 let _ = parents_needed.send(());
                 let names = parents.blocking_recv().map_err(io::Error::other)?;
-                let folders: Vec<OwnedFd> =
-                    names.iter().map(|name| ticket.inner.store.open_layer(name)).collect::<io::Result<_>>()?;
+                let folders: Vec<OwnedFd> = names
+                    .iter()
+                    .map(|name| ticket.inner.store.open_layer(name))
+                    .collect::<io::Result<_>>()?;
                 let borrowed: Vec<BorrowedFd<'_>> = folders.iter().map(|fd| fd.as_fd()).collect();
                 link.send(&(), &borrowed)?;
                 (reply, _) = link.receive::<Reply>()?;

@@ -80,10 +80,16 @@ struct Raw {
 /// A document that is both manifest and index, or whose own media type contradicts its content or its descriptor, is refused:
 /// GHSA-5j5w-g665-5m35, two readers must not see two images behind one digest.
 pub(crate) fn parse(reference: &str, bytes: &[u8], said: Option<&str>) -> Result<Document, PullError> {
-    let bad = |reason: String| PullError::BadManifest { reference: reference.to_owned(), what: "the manifest", reason };
+    let bad = |reason: String| PullError::BadManifest {
+        reference: reference.to_owned(),
+        what: "the manifest",
+        reason,
+    };
     let raw: Raw = serde_json::from_slice(bytes).map_err(|error| bad(error.to_string()))?;
     if raw.schema_version == 1 {
-        return Err(bad("it has schema version 1, which registries stopped serving in 2019; push the image again".into()));
+        return Err(bad(
+            "it has schema version 1, which registries stopped serving in 2019; push the image again".into(),
+        ));
     }
     if raw.schema_version != 2 {
         return Err(bad(format!("it has schema version {}", raw.schema_version)));
@@ -128,7 +134,10 @@ pub(crate) fn parse(reference: &str, bytes: &[u8], said: Option<&str>) -> Result
 fn check_layers(reference: &str, config: &Descriptor, layers: &[Descriptor]) -> Result<(), PullError> {
     let too_large = |what: String, reason: String| Err(PullError::TooLarge { what, reason });
     if layers.len() > MAX_LAYERS {
-        return too_large(format!("`{reference}`"), format!("{} layers, the limit is {MAX_LAYERS}", layers.len()));
+        return too_large(
+            format!("`{reference}`"),
+            format!("{} layers, the limit is {MAX_LAYERS}", layers.len()),
+        );
     }
     if config.size > MAX_CONFIG {
         return too_large(
@@ -147,7 +156,10 @@ fn check_layers(reference: &str, config: &Descriptor, layers: &[Descriptor]) -> 
             return Err(PullError::BadManifest {
                 reference: reference.to_owned(),
                 what: "the manifest",
-                reason: format!("layer {} is of type `{}`, which is no image layer", layer.digest, layer.media_type),
+                reason: format!(
+                    "layer {} is of type `{}`, which is no image layer",
+                    layer.digest, layer.media_type
+                ),
             });
         }
     }
@@ -168,9 +180,8 @@ impl Compression {
     pub(crate) fn of_media_type(media_type: &str) -> Option<Compression> {
         // Foreign ("nondistributable") layers are taken from the registry like others; their `urls` are never followed.
         match media_type {
-            "application/vnd.oci.image.layer.v1.tar" | "application/vnd.oci.image.layer.nondistributable.v1.tar" => {
-                Some(Compression::Plain)
-            }
+            "application/vnd.oci.image.layer.v1.tar"
+            | "application/vnd.oci.image.layer.nondistributable.v1.tar" => Some(Compression::Plain),
             "application/vnd.oci.image.layer.v1.tar+gzip"
             | "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip" => Some(Compression::Gzip),
             "application/vnd.oci.image.layer.v1.tar+zstd"
@@ -291,7 +302,11 @@ mod tests {
     #[test]
     fn the_best_platform_that_runs_is_chosen() {
         check("linux/amd64/v3", &["linux/arm64", "linux/amd64"], Some(1));
-        check("linux/amd64/v3", &["linux/amd64", "linux/amd64/v2", "linux/amd64/v3", "linux/amd64/v4"], Some(2));
+        check(
+            "linux/amd64/v3",
+            &["linux/amd64", "linux/amd64/v2", "linux/amd64/v3", "linux/amd64/v4"],
+            Some(2),
+        );
         check("linux/amd64/v1", &["linux/amd64/v2"], None);
         check("linux/amd64", &["windows/amd64", "unknown/unknown", "linux/386"], Some(2));
         check("linux/arm64/v8", &["linux/arm/v6", "linux/arm/v7", "linux/arm64"], Some(2));
@@ -307,12 +322,21 @@ mod tests {
         let config = r#"{"mediaType":"x","digest":"sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855","size":2}"#;
         for (text, said) in [
             (format!(r#"{{"schemaVersion":2,"config":{config},"layers":[],"manifests":[]}}"#), None),
-            (format!(r#"{{"schemaVersion":2,"mediaType":"{OCI_INDEX}","config":{config},"layers":[]}}"#), None),
-            (format!(r#"{{"schemaVersion":2,"mediaType":"{OCI_MANIFEST}","config":{config}}}"#), Some(DOCKER_MANIFEST)),
+            (
+                format!(r#"{{"schemaVersion":2,"mediaType":"{OCI_INDEX}","config":{config},"layers":[]}}"#),
+                None,
+            ),
+            (
+                format!(r#"{{"schemaVersion":2,"mediaType":"{OCI_MANIFEST}","config":{config}}}"#),
+                Some(DOCKER_MANIFEST),
+            ),
             (r#"{"schemaVersion":1,"fsLayers":[]}"#.to_owned(), None),
             (r#"{"schemaVersion":2}"#.to_owned(), None),
         ] {
-            assert!(matches!(parse("x", text.as_bytes(), said), Err(PullError::BadManifest { .. })), "{text}");
+            assert!(
+                matches!(parse("x", text.as_bytes(), said), Err(PullError::BadManifest { .. })),
+                "{text}"
+            );
         }
         let good = format!(r#"{{"schemaVersion":2,"config":{config},"layers":[]}}"#);
         assert!(matches!(parse("x", good.as_bytes(), Some("text/plain")), Ok(Document::Manifest(_))));

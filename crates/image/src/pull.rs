@@ -88,7 +88,10 @@ async fn config_of(
 ) -> Result<(Bytes, ConfigFile), PullError> {
     let digest = manifest.config.digest;
     let kept = match claim.find_blob(digest) {
-        true => tokio::fs::read(inner.store.blob_path(digest)).await.ok().filter(|bytes| Digest::of(bytes) == digest),
+        true => tokio::fs::read(inner.store.blob_path(digest))
+            .await
+            .ok()
+            .filter(|bytes| Digest::of(bytes) == digest),
         false => None,
     };
     let bytes = match kept {
@@ -105,12 +108,15 @@ async fn config_of(
 
 /// An image that names another platform would only fail later, with "exec format error".
 fn check_platform(inner: &Inner, reference: &Reference, config: &ConfigFile) -> Result<(), PullError> {
-    let (Some(os), Some(architecture)) = (config.os.as_deref(), config.architecture.as_deref()) else { return Ok(()) };
+    let (Some(os), Some(architecture)) = (config.os.as_deref(), config.architecture.as_deref()) else {
+        return Ok(());
+    };
     if os.is_empty() || architecture.is_empty() {
         return Ok(());
     }
     // Not the variant: single manifests carry it too unreliably to refuse an image for it.
-    let offer = DescriptorPlatform { os: os.to_owned(), architecture: architecture.to_owned(), variant: None };
+    let offer =
+        DescriptorPlatform { os: os.to_owned(), architecture: architecture.to_owned(), variant: None };
     let wanted = &inner.config.platform;
     if manifest::rank(&offer, wanted).is_some() {
         return Ok(());
@@ -148,7 +154,7 @@ pub(crate) fn orders(
         .collect())
 }
 
-/// Writes manifest and config, makes the layers' names durable, then the image's.
+/// Writes manifest and config, then the names; the flush to disk follows in the background.
 pub(crate) async fn commit(
     claim: &Claim,
     stored: Stored,
@@ -159,7 +165,8 @@ pub(crate) async fn commit(
     let ticket = (*claim).clone();
     let work = tokio::task::spawn_blocking(move || {
         let id = stored.id;
-        let (inner, failed) = (&ticket.inner, |action: &'static str| move |error| PullError::io(action, error));
+        let (inner, failed) =
+            (&ticket.inner, |action: &'static str| move |error| PullError::io(action, error));
         {
             let _turn = inner.commit_turn();
             if !ticket.live() {
@@ -171,7 +178,6 @@ pub(crate) async fn commit(
                     ticket.add_blob(digest, bytes.len() as u64);
                 }
             }
-            inner.store.sync_folders().map_err(failed("make the layers durable"))?;
         }
         let stored = Arc::new(stored);
         let name_it = |all: &mut std::collections::BTreeMap<String, Arc<Stored>>| {
@@ -182,5 +188,7 @@ pub(crate) async fn commit(
         inner.rename(name_it).map_err(failed("write the image index"))?;
         Ok(id)
     });
-    work.await.map_err(|error| PullError::Internal(format!("the commit died: {error}")))?
+    let id = work.await.map_err(|error| PullError::Internal(format!("the commit died: {error}")))??;
+    tokio::spawn(claim.inner.clone().flush());
+    Ok(id)
 }

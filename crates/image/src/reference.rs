@@ -29,7 +29,9 @@ impl Reference {
     pub fn parse(text: &str) -> Result<Reference, &'static str> {
         let (rest, digest) = match text.split_once('@') {
             None => (text, None),
-            Some((rest, digest)) => (rest, Some(Digest::parse(digest).ok_or("the digest is not sha256:<64 hex>")?)),
+            Some((rest, digest)) => {
+                (rest, Some(Digest::parse(digest).ok_or("the digest is not sha256:<64 hex>")?))
+            }
         };
         // A colon after the last slash starts a tag; one before it belongs to a port.
         let tag_at = rest.rfind(':').filter(|&colon| !rest[colon..].contains('/'));
@@ -206,8 +208,25 @@ mod tests {
 
     #[test]
     fn what_is_no_reference_is_refused() {
-        for bad in ["", ":tag", "a:", "A", "h.x/A", "a//b", "/a", "a/", "a b", "a:b:c", "h.x:99999/a", "-h.x/a", "a@sha256:00",
-            "h.x/../a", "a___b", "[::1/a", "h..x/a"] {
+        for bad in [
+            "",
+            ":tag",
+            "a:",
+            "A",
+            "h.x/A",
+            "a//b",
+            "/a",
+            "a/",
+            "a b",
+            "a:b:c",
+            "h.x:99999/a",
+            "-h.x/a",
+            "a@sha256:00",
+            "h.x/../a",
+            "a___b",
+            "[::1/a",
+            "h..x/a",
+        ] {
             check(bad, "refused");
         }
         check(&Digest::of(b"").hex(), "refused");

@@ -3,16 +3,15 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
-use crate::digest::{Digest, LayerName};
+use crate::digest::{Digest, Hasher, LayerName};
 use crate::error::OpenError;
 use crate::manifest::Descriptor;
 
@@ -26,7 +25,6 @@ pub(crate) struct Store {
     root: PathBuf,
     root_fd: OwnedFd,
     serial: AtomicU64,
-    syncs: Syncs,
     _lock: File,
 }
 
@@ -86,15 +84,16 @@ impl Store {
         rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)
             .map_err(|_| OpenError::InUse(root.to_owned()))?;
         let root_fd = File::open(root).map_err(failed("open", root))?.into();
-        let store =
-            Store { root: root.to_owned(), root_fd, serial: AtomicU64::new(1), syncs: Syncs::default(), _lock: lock };
+        let store = Store { root: root.to_owned(), root_fd, serial: AtomicU64::new(1), _lock: lock };
         let tmp = root.join("tmp");
         for entry in fs::read_dir(&tmp).map_err(failed("read", &tmp))?.flatten() {
             remove_any(&entry.path()).map_err(failed("empty", &tmp))?;
         }
         let layout = root.join("oci-layout");
         if !layout.exists() {
-            store.replace(&layout, br#"{"imageLayoutVersion":"1.0.0"}"#).map_err(failed("write", &layout))?;
+            store
+                .replace(&layout, br#"{"imageLayoutVersion":"1.0.0"}"#, true)
+                .map_err(failed("write", &layout))?;
         }
         Ok(store)
     }
@@ -128,7 +127,8 @@ impl Store {
             let entry = entry.map_err(failed(&layers_dir))?;
             let file_name = entry.file_name();
             let text = file_name.to_string_lossy();
-            let meta = LayerName::parse(&text).and_then(|name| self.read_meta(&name).map(|meta| (name, meta)));
+            let meta =
+                LayerName::parse(&text).and_then(|name| self.read_meta(&name).map(|meta| (name, meta)));
             let of_a_tree = text.strip_suffix(".json").and_then(LayerName::parse);
             match (meta, of_a_tree) {
                 (Some((name, meta)), _) => drop(layers.insert(name, meta)),
@@ -149,6 +149,7 @@ impl Store {
             tracing::warn!(path = %path.display(), "the image store holds something unfinished or foreign; removing it");
             self.discard(&path).map_err(failed(&path))?;
         }
+        self.drop_what_may_be_torn(&mut layers, &mut blobs);
         Ok(Inventory { names: self.read_index(), layers, blobs })
     }
 
@@ -158,62 +159,53 @@ impl Store {
         (LayerName::of(meta.key) == *name).then_some(meta)
     }
 
-    /// The names. An unreadable index is set aside: it costs the names, never the start of the daemon.
+    /// The names. An unreadable index is set aside for the one of the last flush: at worst it costs the names, never the start of
+    /// the daemon.
     fn read_index(&self) -> BTreeMap<String, Descriptor> {
         let path = self.root.join("index.json");
-        let mut bytes = Vec::new();
-        let read = File::open(&path).and_then(|file| file.take(MAX_INDEX).read_to_end(&mut bytes));
-        match read.map(|_| serde_json::from_slice::<Index>(&bytes)) {
-            Ok(Ok(index)) => {
-                let named = |mut descriptor: Descriptor| {
-                    let name = descriptor.annotations.take()?.remove(REF_NAME)?;
-                    Some((name, descriptor))
-                };
-                index.manifests.into_iter().filter_map(named).collect()
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => BTreeMap::new(),
-            unreadable => {
-                let reason = match unreadable {
-                    Ok(Err(error)) => error.to_string(),
-                    Err(error) => error.to_string(),
-                    Ok(Ok(_)) => String::new(),
-                };
-                tracing::error!(path = %path.display(), reason, "the image index cannot be read; it is set aside");
+        match self.read_names(&path) {
+            Ok(names) => return names,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => {
+                tracing::error!(path = %path.display(), %error, "the image index cannot be read; it is set aside");
                 let _ = fs::rename(&path, self.root.join("index.json.bad"));
-                BTreeMap::new()
             }
         }
+        self.read_names(&self.root.join("index.json.synced")).unwrap_or_default()
     }
 
-    /// Makes `names` the names. When this returns, they survive a crash.
-    pub(crate) fn write_index<'a>(&self, names: impl Iterator<Item = (&'a String, &'a Descriptor)>) -> io::Result<()> {
+    fn read_names(&self, path: &Path) -> io::Result<BTreeMap<String, Descriptor>> {
+        let mut bytes = Vec::new();
+        File::open(path)?.take(MAX_INDEX).read_to_end(&mut bytes)?;
+        let index: Index = serde_json::from_slice(&bytes).map_err(io::Error::other)?;
+        let named = |mut descriptor: Descriptor| {
+            let name = descriptor.annotations.take()?.remove(REF_NAME)?;
+            Some((name, descriptor))
+        };
+        Ok(index.manifests.into_iter().filter_map(named).collect())
+    }
+
+    /// Makes `names` the names. They survive the daemon at once, a power cut after the next [`Self::make_durable`].
+    pub(crate) fn write_index<'a>(
+        &self,
+        names: impl Iterator<Item = (&'a String, &'a Descriptor)>,
+    ) -> io::Result<()> {
         let manifests = names
             .map(|(name, descriptor)| {
                 let annotations = Some(BTreeMap::from([(REF_NAME.to_owned(), name.clone())]));
                 Descriptor { annotations, ..descriptor.clone() }
             })
             .collect();
-        let index =
-            Index { schema_version: 2, media_type: crate::manifest::OCI_INDEX.to_owned(), manifests };
-        self.replace(&self.root.join("index.json"), &serde_json::to_vec(&index)?)?;
-        rustix::fs::fsync(&self.root_fd)?;
-        Ok(())
+        let index = Index { schema_version: 2, media_type: crate::manifest::OCI_INDEX.to_owned(), manifests };
+        self.replace(&self.root.join("index.json"), &serde_json::to_vec(&index)?, false)
     }
 
     /// Writes a small blob (manifest, config).
     pub(crate) fn write_blob(&self, digest: Digest, bytes: &[u8]) -> io::Result<()> {
-        self.replace(&self.blob_path(digest), bytes)
+        self.replace(&self.blob_path(digest), bytes, false)
     }
 
-    /// Makes renames into `layers/` and `blobs/` survive a crash.
-    pub(crate) fn sync_folders(&self) -> io::Result<()> {
-        for folder in ["layers", "blobs/sha256"] {
-            File::open(self.root.join(folder))?.sync_all()?;
-        }
-        Ok(())
-    }
-
-    /// Moves a synced tree into place. Nobody else commits the same name at the same time (the caller holds the commit lock).
+    /// Moves a finished tree into place. Nobody else commits the same name at the same time (the caller holds the commit lock).
     pub(crate) fn commit_layer(&self, tree: &Path, name: &LayerName, meta: &LayerMeta) -> io::Result<()> {
         let place = self.layer_path(name);
         match fs::rename(tree, &place) {
@@ -224,7 +216,7 @@ impl Store {
             }
             other => other?,
         }
-        self.replace(&self.meta_path(name), &serde_json::to_vec(meta)?)
+        self.replace(&self.meta_path(name), &serde_json::to_vec(meta)?, false)
     }
 
     pub(crate) fn commit_blob(&self, file: &Path, digest: Digest) -> io::Result<()> {
@@ -278,28 +270,85 @@ impl Store {
         open_folder(&self.root.join("layers"))
     }
 
-    /// Waits until everything written so far is durable. Callers that wait at the same time share one `syncfs`.
-    pub(crate) async fn sync(self: &Arc<Self>) -> io::Result<()> {
-        let wanted = self.syncs.started.load(SeqCst) + 1;
-        let _turn = self.syncs.turn.lock().await;
-        if self.syncs.done.load(SeqCst) >= wanted {
-            return Ok(());
+    /// What stands now, to be recorded as durable after a sync that starts later than this.
+    pub(crate) fn stamps<'a>(
+        &self,
+        layers: impl Iterator<Item = &'a LayerName>,
+        blobs: impl Iterator<Item = &'a Digest>,
+    ) -> Durable {
+        Durable {
+            boot: boot_id(),
+            layers: layers.filter_map(|name| Some((name.clone(), stamp(&self.meta_path(name))?))).collect(),
+            blobs: blobs.filter_map(|digest| Some((*digest, stamp(&self.blob_path(*digest))?))).collect(),
         }
-        let number = self.syncs.started.fetch_add(1, SeqCst) + 1;
-        let store = self.clone();
-        let synced = tokio::task::spawn_blocking(move || rustix::fs::syncfs(store.root_fd.as_fd())).await;
-        synced.map_err(io::Error::other)??;
-        self.syncs.done.store(number, SeqCst);
-        Ok(())
     }
 
-    /// Writes a file so that either the old or the new content is there, and the new one durably once this returns.
-    fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    /// Flushes the file system, then records what is durable since. Blocking, and it may take seconds: never on a pull's path.
+    pub(crate) fn make_durable(&self, durable: &Durable) -> io::Result<()> {
+        rustix::fs::syncfs(&self.root_fd)?;
+        if let Ok(index) = fs::read(self.root.join("index.json")) {
+            self.replace(&self.root.join("index.json.synced"), &index, true)?;
+        }
+        self.replace(&self.root.join("durable.json"), &serde_json::to_vec(durable)?, true)?;
+        Ok(rustix::fs::fsync(&self.root_fd)?)
+    }
+
+    /// Records, once per boot, that what `open` accepted is good. Otherwise says whether something still waits for a flush: the
+    /// daemon ended before it came to that.
+    pub(crate) fn adopt_boot<'a>(
+        &self,
+        layers: impl Iterator<Item = &'a LayerName>,
+        blobs: impl Iterator<Item = &'a Digest>,
+    ) -> io::Result<bool> {
+        let bytes = fs::read(self.root.join("durable.json")).unwrap_or_default();
+        let before: Durable = serde_json::from_slice(&bytes).unwrap_or_default();
+        let now = self.stamps(layers, blobs);
+        if before.boot == now.boot {
+            return Ok(before != now);
+        }
+        self.make_durable(&now).map(|()| false)
+    }
+
+    /// After another boot: takes away what had not been flushed before the machine stopped.
+    fn drop_what_may_be_torn(
+        &self,
+        layers: &mut BTreeMap<LayerName, LayerMeta>,
+        blobs: &mut BTreeMap<Digest, u64>,
+    ) {
+        let bytes = fs::read(self.root.join("durable.json")).unwrap_or_default();
+        let durable: Durable = serde_json::from_slice(&bytes).unwrap_or_default();
+        if durable.boot == boot_id() {
+            return;
+        }
+        layers.retain(|name, _| {
+            let good = durable.layers.get(name).is_some_and(|at| stamp(&self.meta_path(name)) == Some(*at));
+            if !good {
+                tracing::warn!(layer = %name, "a layer was not flushed before the machine stopped; dropping it");
+                let _ = fs::remove_file(self.meta_path(name));
+                let _ = self.discard(&self.layer_path(name));
+            }
+            good
+        });
+        blobs.retain(|digest, _| {
+            let path = self.blob_path(*digest);
+            let good = durable.blobs.get(digest).is_some_and(|at| stamp(&path) == Some(*at))
+                || digest_of(&path).is_ok_and(|actual| actual == *digest);
+            if !good {
+                let _ = fs::remove_file(&path);
+            }
+            good
+        });
+    }
+
+    /// Writes a file so that either the old or the new content is there; with `durable`, the new one also after a power cut.
+    fn replace(&self, path: &Path, bytes: &[u8], durable: bool) -> io::Result<()> {
         let tmp = self.temp_path("file");
         let written = (|| {
             let mut file = OpenOptions::new().create_new(true).write(true).mode(0o600).open(&tmp)?;
             file.write_all(bytes)?;
-            file.sync_data()?;
+            if durable {
+                file.sync_data()?;
+            }
             fs::rename(&tmp, path)
         })();
         if written.is_err() {
@@ -309,11 +358,35 @@ impl Store {
     }
 }
 
-#[derive(Default)]
-struct Syncs {
-    started: AtomicU64,
-    done: AtomicU64,
-    turn: tokio::sync::Mutex<()>,
+/// `durable.json`: what had reached the disk at the last flush, each with the time stamp of its file (a layer's meta), so that a
+/// layer removed and pulled again is not taken for its predecessor.
+#[derive(Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Durable {
+    boot: String,
+    layers: BTreeMap<LayerName, i128>,
+    blobs: BTreeMap<Digest, i128>,
+}
+
+/// What the page cache holds lasts as long as this does.
+fn boot_id() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+}
+
+fn stamp(path: &Path) -> Option<i128> {
+    use std::os::unix::fs::MetadataExt as _;
+    let stat = fs::symlink_metadata(path).ok()?;
+    Some(i128::from(stat.mtime()) * 1_000_000_000 + i128::from(stat.mtime_nsec()))
+}
+
+fn digest_of(path: &Path) -> io::Result<Digest> {
+    let (mut file, mut hasher) = (File::open(path)?, Hasher::new());
+    let mut buffer = vec![0u8; 1 << 20];
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(hasher.finish()),
+            amount => hasher.update(&buffer[..amount]),
+        }
+    }
 }
 
 /// What has been moved into `tmp/` to die there. A crash before [`Trash::empty`] leaves it to the next `open`.

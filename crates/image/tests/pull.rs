@@ -1,5 +1,7 @@
 //! A pull over real HTTP, from the name to the tree.
 
+#![allow(clippy::unwrap_used)] // In a test, a panic is the report.
+
 mod support;
 
 use bowline_image::PullError;
@@ -30,7 +32,7 @@ async fn an_image_arrives_as_it_was_built() {
         let node = Node::with(|config| config.unpacker = unpacker.clone()).await;
         let pulled = node.pull(&name).await;
         assert_eq!(pulled.id.to_string(), image.id);
-        assert_eq!(pulled.repo_tags, [name.clone()]);
+        assert_eq!(pulled.repo_tags, std::slice::from_ref(&name));
         assert_eq!(pulled.repo_digests, [format!("{}/team/app@{}", registry.host(), image.digest())]);
         assert!(pulled.size > 0);
         assert_eq!(pulled.config.user, "1000:50");
@@ -92,7 +94,7 @@ async fn every_reference_finds_the_same_image() {
         let found = node.images.resolve(any).unwrap_or_else(|| panic!("{any} finds nothing"));
         assert_eq!(found.id, pulled.id);
         assert_eq!(found.repo_tags, [format!("{host}/app:latest"), format!("{host}/app:two")]);
-        assert_eq!(found.repo_digests, [digest.clone()]);
+        assert_eq!(found.repo_digests, std::slice::from_ref(&digest));
         assert_eq!(node.images.list(Some(any)).len(), 1);
     }
     assert_eq!(node.images.list(None).len(), 1);
@@ -184,7 +186,7 @@ async fn a_moved_tag_is_resolved_anew_and_the_old_image_keeps_its_digest() {
     registry.push("moving", "latest", &new);
     let second = node.pull(&name).await;
     assert_ne!(first.id, second.id);
-    assert_eq!(second.repo_tags, [name.clone()]);
+    assert_eq!(second.repo_tags, std::slice::from_ref(&name));
     let first = node.images.resolve(&first.id.to_string()).unwrap();
     assert!(first.repo_tags.is_empty());
     assert_eq!(first.repo_digests.len(), 1);

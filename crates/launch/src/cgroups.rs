@@ -19,6 +19,18 @@ pub(crate) struct Prepared {
     pub tasks: Vec<OwnedFd>,
 }
 
+/// Makes a cgroup folder with its parents.
+pub fn make_folder(root: BorrowedFd<'_>, path: &CStr) -> io::Result<()> {
+    make(root, path).map(drop)
+}
+
+/// Writes values to the files of a cgroup that exists, one write each.
+pub fn apply(root: BorrowedFd<'_>, step: &CgroupStep) -> Result<(), LaunchError> {
+    let named = |error: io::Error| LaunchError::Cgroup(step.path.to_string_lossy().into_owned(), error);
+    let folder = open(root, &step.path).map_err(named)?;
+    write_all(folder.as_fd(), step)
+}
+
 pub(crate) fn prepare(launcher: &Launcher<'_>, plan: &LaunchPlan) -> Result<Prepared, LaunchError> {
     let mut prepared = Prepared { unified: None, tasks: Vec::with_capacity(plan.cgroups.len()) };
     for step in &plan.cgroups {
@@ -101,9 +113,24 @@ fn make_parents(root: BorrowedFd<'_>, path: &CStr) -> io::Result<OwnedFd> {
             Ok(()) | Err(Errno::EXIST) => {}
             Err(errno) => return Err(errno.into()),
         }
-        inherit_cpuset(open(root, &prefix)?.as_fd())?;
+        let folder = open(root, &prefix)?;
+        inherit_cpuset(folder.as_fd())?;
+        // On v2 a group has only the controllers that its parent hands down.
+        if end < bytes.len() && is_unified(folder.as_fd()) {
+            hand_down_controllers(folder.as_fd());
+        }
     }
     open(root, path)
+}
+
+/// Enables for the groups below whatever the group itself has. A controller that cannot be handed down (its group has
+/// processes, say) shows as a missing file when a limit is written, and is reported then.
+fn hand_down_controllers(folder: BorrowedFd<'_>) {
+    let mut names = [0u8; 1024];
+    let Ok(len) = read_file(folder, c"cgroup.controllers", &mut names) else { return };
+    for name in names[..len].split(|byte| byte.is_ascii_whitespace()).filter(|name| !name.is_empty()) {
+        let _ = write_file(folder, c"cgroup.subtree_control", &[b"+", name].concat());
+    }
 }
 
 fn inherit_cpuset(folder: BorrowedFd<'_>) -> io::Result<()> {

@@ -27,7 +27,7 @@ mod report;
 mod root;
 mod terminal;
 
-pub use cgroups::{kill_all, remove as remove_cgroups};
+pub use cgroups::{apply as apply_cgroup, kill_all, make_folder as make_cgroup, remove as remove_cgroups};
 pub use report::{Failure, Report, Stage, receive};
 
 use std::ffi::{CStr, CString};

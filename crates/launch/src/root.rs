@@ -118,6 +118,11 @@ fn run(prepared: &Prepared<'_>, root: BorrowedFd<'_>, step: &Step, masks: &mut M
             rustix::fs::chmodat(&made, c".", Mode::from_raw_mode(*mode), AtFlags::empty())
         }
         Step::Mask { path } => mask(root, path, masks),
+        Step::Attributes { path, attr_set, attr_clr, recursive } => {
+            let place = open(root, path, OFlags::PATH | OFlags::CLOEXEC)?;
+            let change = Change { set: *attr_set, clear: *attr_clr, recursive: *recursive, ..Change::default() };
+            apply(place.as_fd(), &change)
+        }
         Step::ReadOnly { path } => make_read_only(root, path),
     }
 }

@@ -1,1 +1,44 @@
-//! Bowline: pods.
+//! Pods and containers: one task per pod owns its state, everyone else asks.
+//!
+//! ```text
+//!   caller --> Pods (names, ids) --command--> actor of the pod --effects--> cni, monitor, store, images
+//!                                               ^    |
+//!                        exits, lost monitors --+    +--> views (what lists and statuses are answered from)
+//! ```
+//!
+//! An operation lives in the pod's actor: a caller that goes away cancels nothing, a caller that asks again joins what
+//! is under way and gets its result. Steps that wait (network, launch, clean-up) run as tasks of the actor, so one
+//! container's stop never holds up another's start; only the actor changes the pod's state.
+//!
+//! - [`run_pod`]: bringing a pod up, each step beside its undo
+//! - [`actor`]: the loop, and the life of containers
+//! - [`create`], [`start`]: from a spec to a plan to a launch
+//! - [`stop_pod`]: taking everything down again
+//! - [`recover`]: what a new daemon does with the pods of the one before
+//!
+//! Absent here: gRPC and its codes; the wire format of the log; the compilation of specs.
+
+mod actor;
+mod base;
+mod create;
+mod error;
+mod exec;
+mod files;
+mod handle;
+mod host;
+mod monitor;
+mod netns;
+mod recover;
+mod run_pod;
+mod shared;
+mod start;
+mod stats;
+mod stop_pod;
+mod view;
+
+pub use error::{PodError, chain};
+pub use exec::ExecOutput;
+pub use handle::{Pods, PodsConfig};
+pub use host::{Host, cgroups};
+pub use stats::{MemoryStats, Stats, WritableStats};
+pub use view::{ContainerView, PodView, Views};

@@ -8,14 +8,16 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bowline_linux::message;
 use bowline_monitor_proto::{Answer, Call, Event, MAX_MESSAGE, Message, Request, decode, encode};
 use rustix::fs::{MemfdFlags, SealFlags};
-use tokio::io::unix::AsyncFd;
+use tokio::io::Interest;
+use tokio::net::UnixStream;
+use tokio::process::{Child, Command};
 use tokio::sync::{mpsc, oneshot};
 
 /// Why a monitor gave no answer.
@@ -60,7 +62,7 @@ impl Program {
     }
 
     /// Starts a monitor; it has the other end of the socket as standard input.
-    pub fn start(&self, sandbox: &str) -> Result<(std::process::Child, OwnedFd), MonitorError> {
+    pub fn start(&self, sandbox: &str) -> Result<(Child, OwnedFd), MonitorError> {
         use std::os::fd::AsRawFd as _;
         let (ours, theirs) = message::pair().map_err(io_error("open a channel to"))?;
         let path = PathBuf::from(format!("/proc/self/fd/{}", self.memory.as_raw_fd()));
@@ -78,8 +80,6 @@ impl Program {
     }
 }
 
-use std::os::unix::process::CommandExt as _;
-
 type Reply = (Answer, Vec<OwnedFd>);
 
 #[derive(Default)]
@@ -91,7 +91,8 @@ struct Waiting {
 
 /// A connection to a monitor.
 pub struct Monitor {
-    socket: AsyncFd<OwnedFd>,
+    /// The runtime's stream type only serves to wait: messages are sent and received by `message`.
+    socket: UnixStream,
     waiting: Mutex<Waiting>,
     next: AtomicU64,
 }
@@ -108,8 +109,9 @@ pub enum Heard {
 impl Monitor {
     /// Takes a connected socket; `heard` gets what the monitor says unasked.
     pub fn attach(socket: OwnedFd, heard: mpsc::Sender<Heard>) -> Result<Arc<Monitor>, MonitorError> {
-        rustix::io::ioctl_fionbio(&socket, true).map_err(|errno| io_error("talk to")(errno.into()))?;
-        let socket = AsyncFd::new(socket).map_err(io_error("talk to"))?;
+        let socket = std::os::unix::net::UnixStream::from(socket);
+        socket.set_nonblocking(true).map_err(io_error("talk to"))?;
+        let socket = UnixStream::from_std(socket).map_err(io_error("talk to"))?;
         // Numbers of this daemon's life: a monitor outlives several, and must not take one's for another's.
         let first = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(1, |t| t.as_nanos() as u64);
         let monitor = Arc::new(Monitor { socket, waiting: Mutex::default(), next: AtomicU64::new(first) });
@@ -135,6 +137,21 @@ impl Monitor {
         self.lock().execs.insert(operation, send);
         let reply = self.send_as(operation, request, descriptors)?;
         Ok((operation, reply, exited))
+    }
+
+    /// Waits until the monitor has told of the end of an exec whose receiver is gone, at most `limit`.
+    pub async fn wait_exec(&self, operation: u64, limit: std::time::Duration) {
+        let (send, exited) = oneshot::channel();
+        {
+            let mut waiting = self.lock();
+            // Told already: the entry is gone.
+            match waiting.execs.get_mut(&operation) {
+                Some(entry) => *entry = send,
+                None => return,
+            }
+        }
+        let _ = tokio::time::timeout(limit, exited).await;
+        self.forget_exec(operation);
     }
 
     /// Nobody waits for this exec any more.
@@ -166,7 +183,7 @@ impl Monitor {
             waiting.replies.insert(operation, send);
         }
         let bytes = encode(&Call { operation, request });
-        match message::send(self.socket.get_ref().as_fd(), &bytes, descriptors) {
+        match message::send(self.socket.as_fd(), &bytes, descriptors) {
             Ok(()) => Ok(receive),
             Err(error) => {
                 let mut waiting = self.lock();
@@ -195,15 +212,15 @@ impl Monitor {
 
 async fn listen(monitor: Arc<Monitor>, heard: mpsc::Sender<Heard>) {
     loop {
-        let Ok(mut ready) = monitor.socket.readable().await else { break };
-        let received = {
+        if monitor.socket.readable().await.is_err() {
+            break;
+        }
+        let received = monitor.socket.try_io(Interest::READABLE, || {
             let mut buffer = vec![0u8; MAX_MESSAGE];
-            let received = message::receive(monitor.socket.get_ref().as_fd(), &mut buffer);
-            received.map(|(len, descriptors)| {
-                buffer.truncate(len);
-                (buffer, descriptors)
-            })
-        };
+            let (len, descriptors) = message::receive(monitor.socket.as_fd(), &mut buffer)?;
+            buffer.truncate(len);
+            Ok((buffer, descriptors))
+        });
         match received {
             Ok((bytes, _)) if bytes.is_empty() => break,
             Ok((bytes, descriptors)) => match decode::<Message>(&bytes) {
@@ -229,7 +246,7 @@ async fn listen(monitor: Arc<Monitor>, heard: mpsc::Sender<Heard>) {
                     break;
                 }
             },
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready.clear_ready(),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(_) => break,
         }
     }
@@ -238,17 +255,9 @@ async fn listen(monitor: Arc<Monitor>, heard: mpsc::Sender<Heard>) {
 }
 
 /// Waits for a monitor that this daemon started, so that it leaves no zombie.
-pub fn reap(mut child: std::process::Child) {
-    let Some(pid) = rustix::process::Pid::from_raw(child.id() as i32) else { return };
-    let Ok(pidfd) = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()) else {
-        let _ = child.wait();
-        return;
-    };
+pub fn reap(mut child: Child) {
     tokio::spawn(async move {
-        if let Ok(pidfd) = AsyncFd::with_interest(pidfd, tokio::io::Interest::READABLE) {
-            let _ = pidfd.readable().await;
-        }
-        let _ = child.wait();
+        let _ = child.wait().await;
     });
 }
 

@@ -2,14 +2,16 @@
 //!
 //! ```text
 //!   <root>/lock                               held by the daemon that owns the root
-//!   <root>/pods/<id>/pod.json                 [`PodRecord`]
-//!   <root>/pods/<id>/containers/<id>/container.json   [`ContainerRecord`]
-//!   <root>/pods/<id>/containers/<id>/config.json      the OCI runtime spec, written once
+//!   <root>/pods/<id>/pod.N.json               [`PodRecord`]
+//!   <root>/pods/<id>/containers/<id>/container.N.json   [`ContainerRecord`]
+//!   <root>/pods/<id>/containers/<id>/config.N.json      the OCI runtime spec
 //!   <root>/pods/<id>/containers/<id>/{upper,work}     the writable layer, not ours to read
 //!   <root>/trash/                             folders on their way out
 //! ```
 //!
-//! A record is replaced by writing beside it and renaming, so a reader sees the old one or the new one. Nobody waits
+//! A record is replaced by writing the next generation N beside it under a name of no meaning, renaming that, and
+//! removing the one before: a reader takes the highest generation that it can read. (A rename over an existing file
+//! would do as well, but ext4 then starts to write the file out at once, which was seen to take 4 ms.) Nobody waits
 //! for the disk: `write()` has completed when a call returns, which survives the death of the daemon; a thread flushes
 //! what was written within [`FLUSH_AFTER`], which bounds what a power cut can take. A record that cannot be read costs
 //! its pod or container, never the start of the daemon. See docs/design/records.md.
@@ -20,9 +22,11 @@ mod record;
 pub use flush::FLUSH_AFTER;
 pub use record::{ContainerRecord, ExitRecord, ImageRecord, LifeRecord, NetworkRecord, PodLife, PodRecord, UserRecord, VERSION};
 
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use bowline_model::{ContainerId, SandboxId};
 use serde::Serialize;
@@ -77,6 +81,8 @@ pub struct Loaded {
 pub struct Store {
     root: PathBuf,
     flusher: Flusher,
+    /// The generation of each record that was written or read.
+    generations: Mutex<HashMap<PathBuf, u64>>,
     _lock: File,
 }
 
@@ -95,7 +101,7 @@ impl Store {
             Err(rustix::io::Errno::WOULDBLOCK) => return Err(StoreError::InUse { root: root.to_owned() }),
             Err(errno) => return Err(io_error("lock", errno.into())),
         }
-        Ok(Store { root: root.to_owned(), flusher: Flusher::start(), _lock: lock })
+        Ok(Store { root: root.to_owned(), flusher: Flusher::start(), generations: Mutex::default(), _lock: lock })
     }
 
     /// The folder of a pod.
@@ -113,26 +119,26 @@ impl Store {
         let folder = self.pod_folder(&record.id);
         make_folder(&folder)?;
         make_folder(&folder.join("containers"))?;
-        self.replace(&folder.join("pod.json"), record)
+        self.replace(&folder, "pod", record)
     }
 
     /// Writes a container's record.
     pub fn write_container(&self, record: &ContainerRecord) -> Result<(), StoreError> {
         let folder = self.container_folder(&record.pod, &record.id);
         make_folder(&folder)?;
-        self.replace(&folder.join("container.json"), record)
+        self.replace(&folder, "container", record)
     }
 
     /// Writes a container's OCI runtime spec.
     pub fn write_config<T: Serialize>(&self, pod: &SandboxId, id: &ContainerId, config: &T) -> Result<(), StoreError> {
         let folder = self.container_folder(pod, id);
         make_folder(&folder)?;
-        self.replace(&folder.join("config.json"), config)
+        self.replace(&folder, "config", config)
     }
 
     /// Reads a container's OCI runtime spec.
     pub fn read_config<T: DeserializeOwned>(&self, pod: &SandboxId, id: &ContainerId) -> Result<T, StoreError> {
-        read(&self.container_folder(pod, id).join("config.json"))
+        self.read(&self.container_folder(pod, id), "config")
     }
 
     /// Takes a pod out of sight, with all that is in its folder; the space comes back a little later.
@@ -156,7 +162,7 @@ impl Store {
     }
 
     fn load_pod(&self, folder: &Path, loaded: &mut Loaded) {
-        let record = match read::<PodRecord>(&folder.join("pod.json")) {
+        let record = match self.read::<PodRecord>(folder, "pod") {
             Ok(record) => record,
             // Made and never recorded: nothing depends on it.
             Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
@@ -174,7 +180,7 @@ impl Store {
         };
         let mut containers = Vec::new();
         for folder in folders(&folder.join("containers")).unwrap_or_default() {
-            match read::<ContainerRecord>(&folder.join("container.json")) {
+            match self.read::<ContainerRecord>(&folder, "container") {
                 Ok(container) => containers.push(container),
                 Err(error) => loaded.bad.push(error),
             }
@@ -184,6 +190,7 @@ impl Store {
     }
 
     fn discard(&self, folder: &Path, name: &str) -> Result<(), StoreError> {
+        self.lock().retain(|path, _| !path.starts_with(folder));
         let target = self.root.join("trash").join(name);
         match fs::rename(folder, &target) {
             Ok(()) => self.flusher.empty(&self.root.join("trash"), Some(target)),
@@ -197,20 +204,65 @@ impl Store {
         Ok(())
     }
 
-    fn replace<T: Serialize>(&self, path: &Path, record: &T) -> Result<(), StoreError> {
-        let bad = |why: serde_json::Error| StoreError::Bad { path: path.to_owned(), why: why.to_string() };
+    fn replace<T: Serialize>(&self, folder: &Path, name: &str, record: &T) -> Result<(), StoreError> {
+        let bad = |why: serde_json::Error| StoreError::Bad { path: folder.join(name), why: why.to_string() };
         let bytes = serde_json::to_vec(record).map_err(bad)?;
-        let beside = path.with_extension("new");
-        let written = File::create(&beside).and_then(|mut file| file.write_all(&bytes)).and_then(|()| fs::rename(&beside, path));
-        written.map_err(|source| StoreError::Io { doing: "write", path: path.to_owned(), source })?;
-        self.flusher.flush(path.to_owned());
+        let key = folder.join(name);
+        let before = self.lock().get(&key).copied().unwrap_or(0);
+        let path = generation(folder, name, before + 1);
+        let beside = folder.join(format!("{name}.new"));
+        let written =
+            File::create(&beside).and_then(|mut file| file.write_all(&bytes)).and_then(|()| fs::rename(&beside, &path));
+        written.map_err(|source| StoreError::Io { doing: "write", path: path.clone(), source })?;
+        self.lock().insert(key, before + 1);
+        if before > 0 {
+            let _ = fs::remove_file(generation(folder, name, before));
+        }
+        self.flusher.flush(path);
         Ok(())
+    }
+
+    /// Reads the highest generation that can be read, and removes the others.
+    fn read<T: DeserializeOwned>(&self, folder: &Path, name: &str) -> Result<T, StoreError> {
+        let mut found: Vec<u64> = Vec::new();
+        let io_error = |source| StoreError::Io { doing: "list", path: folder.to_owned(), source };
+        for entry in fs::read_dir(folder).map_err(io_error)? {
+            let file = entry.map_err(io_error)?.file_name();
+            let number = file.to_str().and_then(|file| file.strip_prefix(name)?.strip_prefix('.')?.strip_suffix(".json"));
+            found.extend(number.and_then(|number| number.parse::<u64>().ok()));
+        }
+        found.sort_unstable_by(|a, b| b.cmp(a));
+        let missing = || StoreError::Io { doing: "read", path: folder.join(name), source: io::ErrorKind::NotFound.into() };
+        let mut verdict = missing();
+        for (position, number) in found.iter().enumerate() {
+            match read(&generation(folder, name, *number)) {
+                Ok(record) => {
+                    for old in &found[position + 1..] {
+                        let _ = fs::remove_file(generation(folder, name, *old));
+                    }
+                    // Above a torn one, so that its file is replaced some day and never mistaken for newer.
+                    self.lock().insert(folder.join(name), found[0]);
+                    return Ok(record);
+                }
+                Err(error) if position == 0 => verdict = error,
+                Err(_) => {}
+            }
+        }
+        Err(verdict)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<PathBuf, u64>> {
+        self.generations.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits until everything written so far is on the disk.
     pub fn settle(&self) {
         self.flusher.settle();
     }
+}
+
+fn generation(folder: &Path, name: &str, number: u64) -> PathBuf {
+    folder.join(format!("{name}.{number}.json"))
 }
 
 fn make_folder(path: &Path) -> Result<(), StoreError> {

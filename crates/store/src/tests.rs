@@ -42,9 +42,9 @@ fn a_bad_record_costs_one_pod() {
     let store = Store::open(root.path()).unwrap();
     store.write_pod(&pod(1)).unwrap();
     store.write_pod(&pod(2)).unwrap();
-    let whole = fs::read(store.pod_folder(&pod(1).id).join("pod.json")).unwrap();
+    let whole = fs::read(store.pod_folder(&pod(1).id).join("pod.1.json")).unwrap();
     for cut in [0, 1, whole.len() / 2, whole.len() - 1] {
-        fs::write(store.pod_folder(&pod(1).id).join("pod.json"), &whole[..cut]).unwrap();
+        fs::write(store.pod_folder(&pod(1).id).join("pod.1.json"), &whole[..cut]).unwrap();
         let loaded = store.load().unwrap();
         assert_eq!(loaded.pods.len(), 1, "cut at {cut}");
         assert_eq!(loaded.pods[0].0.id, pod(2).id);
@@ -72,4 +72,16 @@ fn removal_is_seen_at_once_and_ends_empty() {
     assert!(store.load().unwrap().pods.is_empty());
     store.settle();
     assert_eq!(fs::read_dir(root.path().join("trash")).unwrap().count(), 0);
+}
+
+#[test]
+fn a_torn_generation_falls_back_to_the_one_before() {
+    let root = tempfile::tempdir().unwrap();
+    let store = Store::open(root.path()).unwrap();
+    store.write_pod(&pod(1)).unwrap();
+    let folder = store.pod_folder(&pod(1).id);
+    fs::write(folder.join("pod.2.json"), b"{").unwrap();
+    assert_eq!(store.load().unwrap().pods.len(), 1);
+    store.write_pod(&PodRecord { life: PodLife::NotReady, ..pod(1) }).unwrap();
+    assert_eq!(store.load().unwrap().pods[0].0.life, PodLife::NotReady);
 }

@@ -49,7 +49,8 @@ pub(crate) fn run(
         let listener = tokio::net::TcpListener::from_std(listener).expect("a listener");
         let accept = async {
             while let Ok((tcp, _)) = listener.accept().await {
-                let (shared, tls) = (shared.clone(), identity.as_ref().map(|identity| identity.config.clone()));
+                let (shared, tls) =
+                    (shared.clone(), identity.as_ref().map(|identity| identity.config.clone()));
                 tokio::spawn(async move {
                     let service = service_fn(move |request| answer(shared.clone(), request));
                     let http = hyper::server::conn::http1::Builder::new();
@@ -76,6 +77,7 @@ pub(crate) struct Reply {
     /// What the headers promise.
     promised: u64,
     end: End,
+    flushed: bool,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -91,7 +93,7 @@ impl Body for Reply {
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
+        cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, std::io::Error>>> {
         if !self.data.is_empty() {
             let amount = self.data.len().min(256 << 10);
@@ -103,6 +105,12 @@ impl Body for Reply {
             End::Clean => Poll::Ready(None),
             // Nobody wakes us: the client must give up by itself.
             End::Hang => Poll::Pending,
+            // hyper flushes when a body pauses; without that the client would not see a byte.
+            End::Break if !self.flushed => {
+                self.flushed = true;
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
             End::Break => Poll::Ready(Some(Err(std::io::Error::other("ordered fault")))),
         }
     }
@@ -119,7 +127,7 @@ impl Body for Reply {
 fn reply(status: u16, body: impl Into<Bytes>) -> Response<Reply> {
     let data = body.into();
     let promised = data.len() as u64;
-    let mut response = Response::new(Reply { data, promised, end: End::Clean });
+    let mut response = Response::new(Reply { data, promised, end: End::Clean, flushed: false });
     *response.status_mut() = StatusCode::from_u16(status).expect("a status");
     response
 }
@@ -134,7 +142,10 @@ fn with(mut response: Response<Reply>, name: &'static str, value: &str) -> Respo
     response
 }
 
-async fn answer(shared: Arc<Shared>, request: hyper::Request<Incoming>) -> Result<Response<Reply>, Infallible> {
+async fn answer(
+    shared: Arc<Shared>,
+    request: hyper::Request<Incoming>,
+) -> Result<Response<Reply>, Infallible> {
     let text = |name: header::HeaderName| {
         request.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned)
     };
@@ -250,7 +261,10 @@ fn token(shared: &Shared, seen: &Request, body: &[u8]) -> Response<Reply> {
     }
     let mut content = shared.content();
     content.tokens += 1;
-    reply(200, serde_json::json!({"token": format!("good-{}", content.tokens), "expires_in": 300}).to_string())
+    reply(
+        200,
+        serde_json::json!({"token": format!("good-{}", content.tokens), "expires_in": 300}).to_string(),
+    )
 }
 
 fn serve(
@@ -284,7 +298,9 @@ fn serve(
             return with(reply(201, ""), "docker-content-digest", &digest);
         }
         let found = content.manifests.get(&(repository.to_owned(), target.to_owned()));
-        let Some((media_type, bytes)) = found else { return error(404, "MANIFEST_UNKNOWN", "no such manifest") };
+        let Some((media_type, bytes)) = found else {
+            return error(404, "MANIFEST_UNKNOWN", "no such manifest");
+        };
         let response = with(reply(200, ""), "content-type", media_type);
         let response = with(response, "docker-content-digest", &sha256(bytes));
         return deliver(response, bytes.clone(), method, seen, faults);
@@ -315,7 +331,8 @@ fn deliver(
         }
     }
     let start = seen.range.as_deref().filter(|_| ranges);
-    let start = start.and_then(|range| range.strip_prefix("bytes=")?.split('-').next()?.parse::<usize>().ok());
+    let start =
+        start.and_then(|range| range.strip_prefix("bytes=")?.split('-').next()?.parse::<usize>().ok());
     if let Some(start) = start {
         if start >= bytes.len() {
             return error(416, "RANGE", "beyond the end");
@@ -337,7 +354,7 @@ fn deliver(
     if *method == Method::HEAD {
         return response;
     }
-    *response.body_mut() = Reply { data: bytes.into(), promised, end };
+    *response.body_mut() = Reply { data: bytes.into(), promised, end, flushed: false };
     response
 }
 

@@ -1,5 +1,9 @@
 //! Images as files: OCI archives and those of `docker save`.
 
+mod export;
+mod import;
+mod members;
+
 /// An image that an archive brought.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImportedImage {
@@ -8,3 +12,6 @@ pub struct ImportedImage {
     /// The names it got.
     pub names: Vec<String>,
 }
+
+/// What containerd and docker annotate with the full name; `org.opencontainers.image.ref.name` is often only the tag.
+const CONTAINERD_NAME: &str = "io.containerd.image.name";

@@ -51,7 +51,8 @@ impl Auth {
             return same_registry(host, origin);
         }
         let address = self.server_address.as_str();
-        let address = address.strip_prefix("https://").or_else(|| address.strip_prefix("http://")).unwrap_or(address);
+        let address =
+            address.strip_prefix("https://").or_else(|| address.strip_prefix("http://")).unwrap_or(address);
         let named = address.split('/').next().unwrap_or_default();
         same_registry(host, named)
     }

@@ -70,7 +70,9 @@ impl<'a> BlobReader<'a> {
             self.resumes += 1;
             if self.failures > ATTEMPTS || self.resumes > MAX_RESUMES {
                 let (at, size) = (self.at, self.blob.size);
-                return Err(self.session.unavailable(format!("{} broke off at {at} of {size} bytes: {reason}", self.target)));
+                return Err(self
+                    .session
+                    .unavailable(format!("{} broke off at {at} of {size} bytes: {reason}", self.target)));
             }
             tracing::debug!(blob = self.target, at = self.at, reason, "resuming");
             request::pause(self.failures, None).await;
@@ -96,9 +98,12 @@ impl<'a> BlobReader<'a> {
         self.skip = if partial { 0 } else { self.at };
         let start = if partial { self.at } else { 0 };
         if partial && range_start(answer.headers()) != Some(self.at) {
-            return Err(self.session.unavailable(format!("{} answers another range than asked for", self.target)));
+            return Err(self
+                .session
+                .unavailable(format!("{} answers another range than asked for", self.target)));
         }
-        let length: Option<u64> = answer.headers().get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
+        let length: Option<u64> =
+            answer.headers().get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
         // Known to be wrong before a byte has been read.
         if let Some(length) = length
             && start + length != self.blob.size

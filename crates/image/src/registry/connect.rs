@@ -67,7 +67,12 @@ pub(super) fn is_loopback(authority: &str) -> bool {
 }
 
 /// A client for one endpoint. With `guess`, https turns into http if nobody speaks TLS there.
-pub(super) fn client(trust: &Trust, tls: Tls, dial_timeout: Duration, guess: bool) -> Result<Client, PullError> {
+pub(super) fn client(
+    trust: &Trust,
+    tls: Tls,
+    dial_timeout: Duration,
+    guess: bool,
+) -> Result<Client, PullError> {
     let config = tls_config(trust, &tls)?;
     let connector = Connector {
         tls: Arc::new(config),
@@ -75,9 +80,10 @@ pub(super) fn client(trust: &Trust, tls: Tls, dial_timeout: Duration, guess: boo
         guess: guess.then(|| Arc::new(AtomicU8::new(UNKNOWN))),
         proxies: Arc::new(Proxies::from_env()),
     };
-    Ok(hyper_util::client::legacy::Client::builder(TokioExecutor::new()).pool_idle_timeout(Duration::from_secs(20)).build(connector))
+    Ok(hyper_util::client::legacy::Client::builder(TokioExecutor::new())
+        .pool_idle_timeout(Duration::from_secs(20))
+        .build(connector))
 }
-
 
 fn tls_config(trust: &Trust, tls: &Tls) -> Result<rustls::ClientConfig, PullError> {
     let bad = |path: &PathBuf, reason: String| PullError::BadHostsToml { path: path.clone(), reason };
@@ -91,7 +97,8 @@ fn tls_config(trust: &Trust, tls: &Tls) -> Result<rustls::ClientConfig, PullErro
         let mut roots = rustls::RootCertStore::empty();
         roots.add_parsable_certificates(trust.roots().iter().cloned());
         for path in &tls.ca {
-            let certificates = CertificateDer::pem_file_iter(path).map_err(|error| bad(path, error.to_string()))?;
+            let certificates =
+                CertificateDer::pem_file_iter(path).map_err(|error| bad(path, error.to_string()))?;
             for certificate in certificates {
                 let certificate = certificate.map_err(|error| bad(path, error.to_string()))?;
                 roots.add(certificate).map_err(|error| bad(path, error.to_string()))?;
@@ -141,7 +148,11 @@ impl tower_service::Service<Uri> for Connector {
                 Ok(connected) => connected.map(TokioIo::new),
                 Err(_) => Err(io::Error::new(
                     io::ErrorKind::TimedOut,
-                    format!("no connection to {} within {:?}", to.authority().map_or("", |a| a.as_str()), this.dial_timeout),
+                    format!(
+                        "no connection to {} within {:?}",
+                        to.authority().map_or("", |a| a.as_str()),
+                        this.dial_timeout
+                    ),
                 )),
             }
         })
@@ -150,7 +161,8 @@ impl tower_service::Service<Uri> for Connector {
 
 impl Connector {
     async fn connect(&self, to: &Uri) -> io::Result<Stream> {
-        let host = to.host().ok_or_else(|| io::Error::other("a URL without a host"))?.trim_matches(['[', ']']);
+        let host =
+            to.host().ok_or_else(|| io::Error::other("a URL without a host"))?.trim_matches(['[', ']']);
         let secure = to.scheme_str() != Some("http");
         let port = to.port_u16().unwrap_or(if secure { 443 } else { 80 });
         let proxy = self.proxies.of(secure, host, port);
@@ -312,9 +324,10 @@ impl Proxy {
         use base64::Engine as _;
         let url = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
         let uri: Uri = url.parse().ok()?;
-        let login = uri.authority()?.as_str().rsplit_once('@').map(|(login, _)| {
-            format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(login))
-        });
+        let login =
+            uri.authority()?.as_str().rsplit_once('@').map(|(login, _)| {
+                format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(login))
+            });
         let port = uri.port_u16().unwrap_or(80);
         Some(Proxy { host: uri.host()?.trim_matches(['[', ']']).to_owned(), port, login })
     }
@@ -323,7 +336,8 @@ impl Proxy {
     async fn tunnel(&self, host: &str, port: u16) -> io::Result<TcpStream> {
         let mut tcp = dial(&self.host, self.port).await?;
         let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
-        let login = self.login.as_ref().map(|login| format!("Proxy-Authorization: {login}\r\n")).unwrap_or_default();
+        let login =
+            self.login.as_ref().map(|login| format!("Proxy-Authorization: {login}\r\n")).unwrap_or_default();
         let request = format!("CONNECT {host}:{port} HTTP/1.1\r\nHost: {host}:{port}\r\n{login}\r\n");
         tcp.write_all(request.as_bytes()).await?;
         let mut answer = Vec::new();
@@ -366,7 +380,12 @@ impl ServerCertVerifier for TrustAnyone {
         certificate: &CertificateDer<'_>,
         signed: &rustls::DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls12_signature(message, certificate, signed, &self.0.signature_verification_algorithms)
+        rustls::crypto::verify_tls12_signature(
+            message,
+            certificate,
+            signed,
+            &self.0.signature_verification_algorithms,
+        )
     }
 
     fn verify_tls13_signature(
@@ -375,7 +394,12 @@ impl ServerCertVerifier for TrustAnyone {
         certificate: &CertificateDer<'_>,
         signed: &rustls::DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(message, certificate, signed, &self.0.signature_verification_algorithms)
+        rustls::crypto::verify_tls13_signature(
+            message,
+            certificate,
+            signed,
+            &self.0.signature_verification_algorithms,
+        )
     }
 
     fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {

@@ -81,7 +81,8 @@ pub(super) fn endpoints(
 fn find(dirs: &[PathBuf], domain: &str) -> Option<PathBuf> {
     let underscored = domain.rsplit_once(':').filter(|(_, port)| port.bytes().all(|b| b.is_ascii_digit()));
     let names = [Some(domain.to_owned()), underscored.map(|(host, port)| format!("{host}_{port}_"))];
-    let specific = dirs.iter().find_map(|dir| names.iter().flatten().map(|name| dir.join(name)).find(|f| f.is_dir()));
+    let specific =
+        dirs.iter().find_map(|dir| names.iter().flatten().map(|name| dir.join(name)).find(|f| f.is_dir()));
     specific.or_else(|| dirs.iter().map(|dir| dir.join("_default")).find(|folder| folder.is_dir()))
 }
 
@@ -103,7 +104,12 @@ fn origin(domain: &str) -> String {
     }
 }
 
-fn plain_endpoint(url: &str, domain: &str, auth: Option<&Auth>, trust: &Trust) -> Result<Endpoint, PullError> {
+fn plain_endpoint(
+    url: &str,
+    domain: &str,
+    auth: Option<&Auth>,
+    trust: &Trust,
+) -> Result<Endpoint, PullError> {
     Settings::default().endpoint(url, domain, auth, trust)
 }
 
@@ -148,7 +154,8 @@ impl Settings {
             settings.certificates = list.iter().map(|path| folder.join(path)).collect();
         }
         if let Some(value) = table.get("client") {
-            settings.client = pairs(value, folder).ok_or_else(|| wrong("client", "paths or pairs of paths"))?;
+            settings.client =
+                pairs(value, folder).ok_or_else(|| wrong("client", "paths or pairs of paths"))?;
         }
         for (key, field) in
             [("skip_verify", &mut settings.skip_verify), ("override_path", &mut settings.override_path)]
@@ -159,14 +166,18 @@ impl Settings {
         }
         if let Some(value) = table.get("dial_timeout") {
             let parsed = value.as_str().and_then(go_duration);
-            settings.dial_timeout = parsed.ok_or_else(|| wrong("dial_timeout", "a duration such as \"3s\""))?;
+            settings.dial_timeout =
+                parsed.ok_or_else(|| wrong("dial_timeout", "a duration such as \"3s\""))?;
         }
         if let Some(value) = table.get("header") {
             let headers = value.as_table().ok_or_else(|| wrong("header", "a table"))?;
             for (name, value) in headers {
                 let name: HeaderName = name.parse().map_err(|_| wrong("header", "made of header names"))?;
-                for text in strings(value).ok_or_else(|| wrong("header", "made of texts or lists of texts"))? {
-                    let value = HeaderValue::from_str(&text).map_err(|_| wrong("header", "made of header values"))?;
+                for text in
+                    strings(value).ok_or_else(|| wrong("header", "made of texts or lists of texts"))?
+                {
+                    let value =
+                        HeaderValue::from_str(&text).map_err(|_| wrong("header", "made of header values"))?;
                     settings.headers.append(name.clone(), value);
                 }
             }
@@ -194,12 +205,10 @@ impl Settings {
             None => (rest, ""),
         };
         // As containerd: `/v2` is added unless the path has it already or override_path says that it stands for itself.
-        let prefix = if self.override_path || path.ends_with("/v2") { path.to_owned() } else { format!("{path}/v2") };
-        let tls = Tls {
-            ca: self.certificates.clone(),
-            client: self.client.clone(),
-            skip_verify: self.skip_verify,
-        };
+        let prefix =
+            if self.override_path || path.ends_with("/v2") { path.to_owned() } else { format!("{path}/v2") };
+        let tls =
+            Tls { ca: self.certificates.clone(), client: self.client.clone(), skip_verify: self.skip_verify };
         // Without a scheme: loopback may be plain, all else is https.
         let guess = scheme.is_none() && connect::is_loopback(authority);
         let client = connect::client(trust, tls, self.dial_timeout, guess)?;

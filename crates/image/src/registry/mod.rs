@@ -72,15 +72,17 @@ impl Session {
         };
         let need = if digest.is_some() { Need::Content } else { Need::Resolve };
         let what = format!("manifest {target}");
-        let (bytes, media_type) =
-            self.whole("manifests", &target, need, Some(manifest::ACCEPT), manifest::MAX_MANIFEST, &what).await?;
+        let (bytes, media_type) = self
+            .whole("manifests", &target, need, Some(manifest::ACCEPT), manifest::MAX_MANIFEST, &what)
+            .await?;
         let actual = Digest::of(&bytes);
         let expected = digest.unwrap_or(actual);
         if actual != expected || announced.is_some_and(|said| said.size != bytes.len() as u64) {
             let actual = format!("{actual}, {} bytes", bytes.len());
             return Err(PullError::WrongDigest { what: "manifest", expected, actual });
         }
-        let media_type = announced.map(|said| said.media_type.clone()).filter(|said| !said.is_empty()).or(media_type);
+        let media_type =
+            announced.map(|said| said.media_type.clone()).filter(|said| !said.is_empty()).or(media_type);
         Ok(Fetched { bytes, digest: actual, media_type })
     }
 
@@ -91,7 +93,8 @@ impl Session {
         limit: u64,
         what: &'static str,
     ) -> Result<Bytes, PullError> {
-        let (bytes, _) = self.whole("blobs", &blob.digest.to_string(), Need::Content, None, limit, what).await?;
+        let (bytes, _) =
+            self.whole("blobs", &blob.digest.to_string(), Need::Content, None, limit, what).await?;
         let actual = Digest::of(&bytes);
         if actual != blob.digest || bytes.len() as u64 != blob.size {
             let actual = format!("{actual}, {} bytes instead of {}", bytes.len(), blob.size);
@@ -154,7 +157,10 @@ impl Session {
             if let Ok(data) = frame.into_data() {
                 if (bytes.len() + data.len()) as u64 > limit {
                     let reason = format!("more than {limit} bytes");
-                    return Err(PullError::TooLarge { what: format!("the {what} of `{}`", self.reference), reason });
+                    return Err(PullError::TooLarge {
+                        what: format!("the {what} of `{}`", self.reference),
+                        reason,
+                    });
                 }
                 bytes.extend_from_slice(&data);
             }

@@ -5,7 +5,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
-use hyper::header::{ACCEPT, AUTHORIZATION, HeaderMap, LOCATION, RANGE, RETRY_AFTER, USER_AGENT, WWW_AUTHENTICATE};
+use hyper::header::{
+    ACCEPT, AUTHORIZATION, HeaderMap, LOCATION, RANGE, RETRY_AFTER, USER_AGENT, WWW_AUTHENTICATE,
+};
 use hyper::{Method, Request, Response, StatusCode, Uri};
 
 use super::hosts::Endpoint;
@@ -51,7 +53,11 @@ impl Session {
                 Err(fault) => {
                     if more {
                         let reason = fault.reason();
-                        tracing::info!(host = endpoint.base, reason, "a mirror did not serve; trying the next host");
+                        tracing::info!(
+                            host = endpoint.base,
+                            reason,
+                            "a mirror did not serve; trying the next host"
+                        );
                     }
                     worst = Some((endpoint, fault));
                 }
@@ -111,7 +117,8 @@ impl Session {
         accept: Option<&str>,
         from: u64,
     ) -> Result<Response<Incoming>, Fault> {
-        let start: Uri = format!("{}{path}", endpoint.base).parse().map_err(|error| Fault::Other(format!("{error}")))?;
+        let start: Uri =
+            format!("{}{path}", endpoint.base).parse().map_err(|error| Fault::Other(format!("{error}")))?;
         let mut to = start.clone();
         let mut reauthenticated = false;
         for _ in 0..=MAX_REDIRECTS {
@@ -166,9 +173,10 @@ impl Session {
 impl Fault {
     fn reason(&self) -> String {
         match self {
-            Fault::Unavailable(reason, _) | Fault::NotFound(reason) | Fault::Denied(reason) | Fault::Other(reason) => {
-                reason.clone()
-            }
+            Fault::Unavailable(reason, _)
+            | Fault::NotFound(reason)
+            | Fault::Denied(reason)
+            | Fault::Other(reason) => reason.clone(),
             Fault::Beyond => "the content is shorter than its size".to_owned(),
         }
     }
@@ -195,7 +203,8 @@ fn follow(from: &Uri, headers: &HeaderMap) -> Result<Uri, Fault> {
     let location = headers.get(LOCATION).and_then(|value| value.to_str().ok());
     let location = location.ok_or_else(|| Fault::Other("a redirect without a location".to_owned()))?;
     let bad = |_| Fault::Other(format!("a redirect to `{location}`"));
-    let (scheme, authority) = (from.scheme_str().unwrap_or("https"), from.authority().map_or("", |a| a.as_str()));
+    let (scheme, authority) =
+        (from.scheme_str().unwrap_or("https"), from.authority().map_or("", |a| a.as_str()));
     let to: Uri = match location {
         absolute if absolute.contains("://") => absolute.parse().map_err(bad)?,
         host if host.starts_with("//") => format!("{scheme}:{host}").parse().map_err(bad)?,
@@ -236,7 +245,9 @@ async fn judge(answer: Response<Incoming>) -> Result<Response<Incoming>, Fault> 
 /// The registry's own words, as the distribution spec lays errors out.
 pub(super) async fn said(answer: Response<Incoming>) -> String {
     let limited = Limited::new(answer.into_body(), MAX_ERROR_BODY).collect();
-    let Ok(Ok(body)) = tokio::time::timeout(Duration::from_secs(5), limited).await else { return String::new() };
+    let Ok(Ok(body)) = tokio::time::timeout(Duration::from_secs(5), limited).await else {
+        return String::new();
+    };
     let body = body.to_bytes();
     let parsed: Option<serde_json::Value> = serde_json::from_slice(&body).ok();
     let first = parsed.as_ref().and_then(|value| value.get("errors")?.get(0));
@@ -250,10 +261,10 @@ pub(super) async fn said(answer: Response<Incoming>) -> String {
     text.chars().filter(|c| !c.is_control()).take(300).collect()
 }
 
-/// Backs off: 0.1 s, doubled each time, half of it at random, so that a thousand nodes do not come back together.
+/// Backs off: 0.1 s, doubled each time, up to half of it taken off at random, so that a thousand nodes do not come back together.
 pub(super) async fn pause(attempt: u32, after: Option<Duration>) {
     use std::hash::{BuildHasher as _, Hasher as _};
-    let base = 100u64 << attempt.min(6);
+    let base = 50u64 << attempt.min(6);
     let random = std::collections::hash_map::RandomState::new().build_hasher().finish();
     let backoff = Duration::from_millis(base / 2 + random % (base / 2));
     tokio::time::sleep(after.unwrap_or(backoff)).await;

@@ -34,7 +34,8 @@ struct Shown {
 
 impl Access {
     pub(super) fn new(auth: Option<Auth>) -> Access {
-        let registry_token = auth.as_ref().map(|auth| auth.registry_token.as_str()).filter(|token| !token.is_empty());
+        let registry_token =
+            auth.as_ref().map(|auth| auth.registry_token.as_str()).filter(|token| !token.is_empty());
         let header = registry_token.and_then(|token| secret(format!("Bearer {token}")));
         Access { auth, shown: Mutex::new(header.map(|header| Shown { header, until: None })) }
     }
@@ -80,13 +81,17 @@ impl Access {
                 let header = secret(format!("Basic {}", STANDARD.encode(format!("{user}:{password}"))))
                     .ok_or_else(|| Fault::Other("the credentials cannot be sent".to_owned()))?;
                 if used.as_ref() == Some(&header) {
-                    return Err(Fault::Denied("401 Unauthorized: it does not accept the user or password".to_owned()));
+                    return Err(Fault::Denied(
+                        "401 Unauthorized: it does not accept the user or password".to_owned(),
+                    ));
                 }
                 *shown = Some(Shown { header, until: None });
                 Ok(())
             }
             (true, None) => Err(Fault::Denied("401 Unauthorized: it wants a user and password".to_owned())),
-            (false, _) => Err(Fault::Denied("401 Unauthorized: it names no way to log in that we know".to_owned())),
+            (false, _) => {
+                Err(Fault::Denied("401 Unauthorized: it names no way to log in that we know".to_owned()))
+            }
         }
     }
 
@@ -108,12 +113,17 @@ impl Access {
             Some(scope) if !scope.is_empty() => scope.to_owned(),
             _ => format!("repository:{repository}:pull"),
         };
-        let identity = self.auth.as_ref().map(|auth| auth.identity_token.as_str()).filter(|token| !token.is_empty());
+        let identity =
+            self.auth.as_ref().map(|auth| auth.identity_token.as_str()).filter(|token| !token.is_empty());
         let basic = self.auth.as_ref().and_then(Auth::basic);
-        if !secure && endpoint.base.starts_with("https://") && !super::connect::is_loopback(uri.host().unwrap_or_default())
+        if !secure
+            && endpoint.base.starts_with("https://")
+            && !super::connect::is_loopback(uri.host().unwrap_or_default())
             && (identity.is_some() || basic.is_some())
         {
-            return Err(Fault::Denied("its token service is not encrypted; credentials stay here".to_owned()));
+            return Err(Fault::Denied(
+                "its token service is not encrypted; credentials stay here".to_owned(),
+            ));
         }
         if let Some(identity) = identity {
             let form = format!(
@@ -130,12 +140,14 @@ impl Access {
             request.headers_mut().insert(hyper::header::ACCEPT, HeaderValue::from_static("application/json"));
             match self.send(endpoint, request).await {
                 // Old token services know only GET.
-                Err((Some(StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED), _)) if basic.is_some() => {}
+                Err((Some(StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED), _)) if basic.is_some() => {
+                }
                 other => return other.map_err(|(_, fault)| fault),
             }
         }
         let separator = if uri.query().is_some() { '&' } else { '?' };
-        let service = if service.is_empty() { String::new() } else { format!("service={}&", encode(&service)) };
+        let service =
+            if service.is_empty() { String::new() } else { format!("service={}&", encode(&service)) };
         let url = format!("{realm}{separator}{service}scope={}", encode(&scope));
         let mut request = Request::get(url)
             .header(USER_AGENT, AGENT)
@@ -164,7 +176,8 @@ impl Access {
             expires_in: Option<u64>,
         }
         let answer = endpoint.client.request(request).await;
-        let answer = answer.map_err(|error| (None, Fault::Unavailable(format!("token service: {}", chain(&error)), None)))?;
+        let answer = answer
+            .map_err(|error| (None, Fault::Unavailable(format!("token service: {}", chain(&error)), None)))?;
         let status = answer.status();
         if status != StatusCode::OK {
             let reason = format!("token service: {status} {}", said(answer).await);
@@ -176,9 +189,11 @@ impl Access {
             return Err((Some(status), fault));
         }
         let body = Limited::new(answer.into_body(), MAX_TOKEN_ANSWER).collect().await;
-        let body = body.map_err(|error| (None, Fault::Unavailable(format!("token service: {error}"), None)))?;
+        let body =
+            body.map_err(|error| (None, Fault::Unavailable(format!("token service: {error}"), None)))?;
         let other = |reason: &str| (None, Fault::Other(format!("token service: {reason}")));
-        let token: Token = serde_json::from_slice(&body.to_bytes()).map_err(|_| other("its answer is not JSON"))?;
+        let token: Token =
+            serde_json::from_slice(&body.to_bytes()).map_err(|_| other("its answer is not JSON"))?;
         let life = token.expires_in.filter(|&seconds| seconds > 0).map_or(DEFAULT_LIFE, Duration::from_secs);
         let text = token.token.filter(|t| !t.is_empty()).or(token.access_token).filter(|t| !t.is_empty());
         text.map(|text| (text, life)).ok_or_else(|| other("its answer has no token"))

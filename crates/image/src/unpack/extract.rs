@@ -9,26 +9,28 @@ use std::io::BufRead;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{
-    AtFlags, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags, chmodat,
-    chownat, fchmod, fchown, fsetxattr, futimens, linkat, makedev, mkdirat, mknodat, openat2, readlinkat, statat,
-    symlinkat, unlinkat, utimensat,
+    AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags, chmodat,
+    chownat, fchmod, fchown, fsetxattr, futimens, linkat, makedev, mkdirat, mknodat, openat2, readlinkat,
+    statat, symlinkat, unlinkat, utimensat,
 };
 use rustix::io::Errno;
 
+use super::folders::remove_folder;
 use super::job::Failure;
 use super::tar::{self, Entry, Kind};
 use super::{MAX_UNPACKED, union};
 
 const MAX_DEPTH: usize = 255;
-const MAX_SYMLINKS: usize = 40;
+pub(super) const MAX_SYMLINKS: usize = 40;
 /// Implied folders and pending links, together.
 const MAX_DEFERRED: usize = 100_000;
 const OPAQUE_MARK: &[u8] = b".wh..wh..opq";
-const BENEATH: ResolveFlags = ResolveFlags::BENEATH
+pub(super) const BENEATH: ResolveFlags = ResolveFlags::BENEATH
     .union(ResolveFlags::NO_SYMLINKS)
     .union(ResolveFlags::NO_MAGICLINKS)
     .union(ResolveFlags::NO_XDEV);
-const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+pub(super) const FOLDER: OFlags =
+    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 /// A tree being written.
 pub(crate) struct Extractor {
@@ -63,7 +65,11 @@ impl Extractor {
     }
 
     /// Writes one entry; its content is read from `archive`.
-    pub(crate) fn entry<R: BufRead>(&mut self, entry: Entry, archive: &mut tar::Reader<R>) -> Result<(), Failure> {
+    pub(crate) fn entry<R: BufRead>(
+        &mut self,
+        entry: Entry,
+        archive: &mut tar::Reader<R>,
+    ) -> Result<(), Failure> {
         let path = components(&entry.path)?;
         let Some((name, parent)) = path.split_last() else {
             return match entry.kind {
@@ -109,6 +115,20 @@ impl Extractor {
         self.root.as_fd()
     }
 
+    /// Forgets the open folders and follows a move of the folder `from` to `to` in the books.
+    pub(super) fn moved(&mut self, from: &[u8], to: &[u8]) {
+        let renamed = |path: &[u8]| match path.strip_prefix(from) {
+            Some(rest) if rest.starts_with(b"/") => [to, rest].concat(),
+            _ => path.to_vec(),
+        };
+        self.stack.clear();
+        self.implied = self.implied.iter().map(|path| renamed(path)).collect();
+        let pending = std::mem::take(&mut self.pending).into_iter();
+        self.pending = pending.map(|(path, target)| (renamed(&path), target)).collect();
+        let times = std::mem::take(&mut self.folder_times).into_iter();
+        self.folder_times = times.map(|(path, time)| (renamed(&path), time)).collect();
+    }
+
     pub(super) fn count(&mut self, size: u64) -> Result<(), Failure> {
         self.bytes = self.bytes.saturating_add(size.next_multiple_of(4096));
         self.inodes += 1;
@@ -118,13 +138,13 @@ impl Extractor {
         Ok(())
     }
 
-    fn top(&self) -> BorrowedFd<'_> {
+    pub(super) fn top(&self) -> BorrowedFd<'_> {
         self.stack.last().map_or(self.root.as_fd(), |(_, fd)| fd.as_fd())
     }
 
     /// Makes `path` the top of the stack, creating what is missing, and returns where it really is: a component may be a symlink of
     /// this layer, which leads on inside the layer.
-    fn enter(&mut self, path: &[&[u8]]) -> Result<Vec<Vec<u8>>, Failure> {
+    pub(super) fn enter(&mut self, path: &[&[u8]]) -> Result<Vec<Vec<u8>>, Failure> {
         let mut todo: Vec<Vec<u8>> = path.iter().rev().map(|part| part.to_vec()).collect();
         let mut at: Vec<Vec<u8>> = Vec::with_capacity(path.len());
         let mut symlinks = 0;
@@ -149,7 +169,9 @@ impl Extractor {
                     Some(target) => {
                         symlinks += 1;
                         if symlinks > MAX_SYMLINKS {
-                            return Err(Failure::Corrupt("its folder leads through too many symlinks".to_owned()));
+                            return Err(Failure::Corrupt(
+                                "its folder leads through too many symlinks".to_owned(),
+                            ));
                         }
                         if target.starts_with(b"/") {
                             at.clear();
@@ -183,7 +205,8 @@ impl Extractor {
 
     fn imply(&mut self, at: &[Vec<u8>], name: &[u8]) -> Result<(), Failure> {
         self.count(4096)?;
-        mkdirat(self.top(), name, Mode::from_raw_mode(0o755)).map_err(|e| Failure::sys("make a folder", e))?;
+        mkdirat(self.top(), name, Mode::from_raw_mode(0o755))
+            .map_err(|e| Failure::sys("make a folder", e))?;
         let fd = openat2(self.top(), name, FOLDER, Mode::empty(), BENEATH)
             .map_err(|e| Failure::sys("open a folder", e))?;
         fchmod(&fd, Mode::from_raw_mode(0o755)).map_err(|e| Failure::sys("set a mode", e))?;
@@ -194,7 +217,9 @@ impl Extractor {
 
     fn check_deferred(&self) -> Result<(), Failure> {
         if self.implied.len() + self.pending.len() > MAX_DEFERRED {
-            return Err(Failure::TooLarge(format!("it leans on the layers below more than {MAX_DEFERRED} times")));
+            return Err(Failure::TooLarge(format!(
+                "it leans on the layers below more than {MAX_DEFERRED} times"
+            )));
         }
         Ok(())
     }
@@ -232,7 +257,12 @@ impl Extractor {
         Ok(())
     }
 
-    fn file<R: BufRead>(&mut self, name: &[u8], entry: &Entry, archive: &mut tar::Reader<R>) -> Result<(), Failure> {
+    fn file<R: BufRead>(
+        &mut self,
+        name: &[u8],
+        entry: &Entry,
+        archive: &mut tar::Reader<R>,
+    ) -> Result<(), Failure> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mode = Mode::from_raw_mode(0o600);
         let fd = match openat2(self.top(), name, flags, mode, BENEATH) {
@@ -253,7 +283,8 @@ impl Extractor {
             archive.consume(written);
         }
         describe(fd.as_fd(), entry)?;
-        futimens(&fd, &times((entry.seconds, entry.nanoseconds))).map_err(|e| Failure::sys("set a file's time", e))
+        futimens(&fd, &times((entry.seconds, entry.nanoseconds)))
+            .map_err(|e| Failure::sys("set a file's time", e))
     }
 
     fn node(&mut self, name: &[u8], entry: &Entry) -> Result<(), Failure> {
@@ -280,14 +311,16 @@ impl Extractor {
         }
         .map_err(|e| Failure::sys("make a node", e))?;
         let (uid, gid) = owners(entry);
-        chownat(self.top(), name, uid, gid, AtFlags::SYMLINK_NOFOLLOW).map_err(|e| Failure::sys("set an owner", e))?;
+        chownat(self.top(), name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(|e| Failure::sys("set an owner", e))?;
         if entry.kind != Kind::Symlink {
             // fchmodat follows symlinks, but this is the node made two calls ago, and nobody else writes here.
             chmodat(self.top(), name, Mode::from_raw_mode(entry.mode), AtFlags::empty())
                 .map_err(|e| Failure::sys("set a mode", e))?;
         }
         let time = times((entry.seconds, entry.nanoseconds));
-        utimensat(self.top(), name, &time, AtFlags::SYMLINK_NOFOLLOW).map_err(|e| Failure::sys("set a time", e))
+        utimensat(self.top(), name, &time, AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(|e| Failure::sys("set a time", e))
     }
 
     fn hardlink(&mut self, full: Vec<u8>, name: &[u8], entry: &Entry) -> Result<(), Failure> {
@@ -385,40 +418,6 @@ impl Extractor {
     }
 }
 
-/// Removes a folder and all below it. Iterative: the depth is the archive's choice.
-fn remove_folder(parent: BorrowedFd<'_>, name: &[u8]) -> Result<(), Failure> {
-    let failed = |error| Failure::sys("replace a folder", error);
-    let open = |at: BorrowedFd<'_>, name: &[u8]| openat2(at, name, FOLDER, Mode::empty(), BENEATH).map_err(failed);
-    let mut stack: Vec<(Vec<u8>, OwnedFd)> = vec![(name.to_vec(), open(parent, name)?)];
-    while let Some((_, folder)) = stack.last() {
-        let mut deeper = None;
-        for item in Dir::read_from(folder).map_err(failed)? {
-            let item = item.map_err(failed)?;
-            let name = item.file_name().to_bytes();
-            if name == b"." || name == b".." {
-                continue;
-            }
-            match unlinkat(folder, name, AtFlags::empty()) {
-                Ok(()) => {}
-                Err(Errno::ISDIR | Errno::PERM) => {
-                    deeper = Some((name.to_vec(), open(folder.as_fd(), name)?));
-                    break;
-                }
-                Err(error) => return Err(failed(error)),
-            }
-        }
-        if let Some(deeper) = deeper {
-            stack.push(deeper);
-            continue;
-        }
-        if let Some((name, _)) = stack.pop() {
-            let above = stack.last().map_or(parent, |(_, fd)| fd.as_fd());
-            unlinkat(above, name.as_slice(), AtFlags::REMOVEDIR).map_err(failed)?;
-        }
-    }
-    Ok(())
-}
-
 /// Owner, attributes, mode, in this order: chown clears set-id bits and file capabilities.
 fn describe(fd: BorrowedFd<'_>, entry: &Entry) -> Result<(), Failure> {
     let (uid, gid) = owners(entry);
@@ -469,7 +468,10 @@ fn components(path: &[u8]) -> Result<Vec<&[u8]>, Failure> {
             b"" | b"." => {}
             b".." => return Err(Failure::Corrupt("a name contains `..`".to_owned())),
             part if part.len() > 255 => {
-                return Err(Failure::TooLarge(format!("a name component of {} bytes, the limit is 255", part.len())));
+                return Err(Failure::TooLarge(format!(
+                    "a name component of {} bytes, the limit is 255",
+                    part.len()
+                )));
             }
             part => parts.push(part),
         }
@@ -479,4 +481,3 @@ fn components(path: &[u8]) -> Result<Vec<&[u8]>, Failure> {
     }
     Ok(parts)
 }
-

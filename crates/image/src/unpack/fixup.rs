@@ -5,32 +5,41 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Uid, XattrFlags, fchmod, fchown, fgetxattr, flistxattr,
-    fsetxattr, fstat, futimens, linkat, openat2, readlinkat, symlinkat,
+    AtFlags, FileType, Gid, Mode, OFlags, Stat, Uid, XattrFlags, fchmod, fchown, fgetxattr, flistxattr,
+    fsetxattr, fstat, futimens, linkat, openat2, readlinkat, symlinkat, unlinkat,
 };
 use rustix::io::Errno;
 
-use super::extract::{Extractor, times};
+use super::extract::{BENEATH, Extractor, FOLDER, MAX_SYMLINKS, times};
+use super::folders::move_content;
 use super::job::Failure;
 use super::union::{Found, Stack};
 
-const BENEATH: ResolveFlags = ResolveFlags::BENEATH
-    .union(ResolveFlags::NO_SYMLINKS)
-    .union(ResolveFlags::NO_MAGICLINKS)
-    .union(ResolveFlags::NO_XDEV);
 const MAX_XATTR_VALUE: usize = 64 << 10;
 
 /// Completes the tree from `below`.
 pub(super) fn from_parents(tree: &mut Extractor, below: &Stack) -> Result<(), Failure> {
-    for path in std::mem::take(&mut tree.implied) {
+    let mut moves = 0;
+    while let Some(path) = tree.implied.pop_first() {
         let shown = String::from_utf8_lossy(&path).into_owned();
-        describe_implied(tree.root(), &path, below).map_err(|failure| failure.at(&shown))?;
+        let symlink = describe_implied(tree.root(), &path, below).map_err(|failure| failure.at(&shown))?;
+        if let Some(target) = symlink {
+            moves += 1;
+            if moves > MAX_SYMLINKS {
+                return Err(Failure::Corrupt(
+                    "its folders lead through too many symlinks of the layers below".to_owned(),
+                ));
+            }
+            relocate(tree, &path, &target).map_err(|failure| failure.at(&shown))?;
+        }
     }
     let mut copied: BTreeMap<Vec<u8>, Vec<u8>> = BTreeMap::new();
     for (path, target) in std::mem::take(&mut tree.pending) {
         let shown = String::from_utf8_lossy(&path).into_owned();
         match copied.get(&target) {
-            Some(first) => link_again(tree.root(), first, &path).map_err(|e| Failure::sys("make a hard link", e))?,
+            Some(first) => {
+                link_again(tree.root(), first, &path).map_err(|e| Failure::sys("make a hard link", e))?
+            }
             None => {
                 let size = copy_from_below(tree.root(), &path, &target, below).map_err(|f| f.at(&shown))?;
                 tree.count(size)?;
@@ -41,24 +50,55 @@ pub(super) fn from_parents(tree: &mut Extractor, below: &Stack) -> Result<(), Fa
     Ok(())
 }
 
-fn describe_implied(root: BorrowedFd<'_>, path: &[u8], below: &Stack) -> Result<(), Failure> {
+/// Gives an implied folder the looks of the one below it. If that is a symlink, says where it points.
+fn describe_implied(root: BorrowedFd<'_>, path: &[u8], below: &Stack) -> Result<Option<Vec<u8>>, Failure> {
     let found = below.find(path, false).map_err(|e| Failure::io("look into the layers below", e))?;
     match found {
         // New with this layer: root's, 0755, as made.
-        None => Ok(()),
+        None => Ok(None),
         Some(Found::Folder(folders)) => {
-            let Some(model) = folders.first() else { return Ok(()) };
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let ours = openat2(root, path, flags, Mode::empty(), BENEATH)
+            let Some(model) = folders.first() else { return Ok(None) };
+            let ours = openat2(root, path, FOLDER, Mode::empty(), BENEATH)
                 .map_err(|e| Failure::sys("open a folder", e))?;
-            like(ours.as_fd(), model.as_fd()).map_err(|e| Failure::sys("describe a folder", e))
+            like(ours.as_fd(), model.as_fd()).map_err(|e| Failure::sys("describe a folder", e))?;
+            Ok(None)
         }
-        Some(Found::Other { stat, .. }) if FileType::from_raw_mode(stat.st_mode) == FileType::Symlink => {
-            Err(Failure::Corrupt("it puts entries into a folder that is a symlink in the layers below".to_owned()))
+        Some(Found::Other { parent, name, stat })
+            if FileType::from_raw_mode(stat.st_mode) == FileType::Symlink =>
+        {
+            let target = readlinkat(&parent, name.as_slice(), Vec::new());
+            Ok(Some(target.map_err(|e| Failure::sys("read a symlink", e))?.into_bytes()))
         }
         // A file below becomes a folder here; overlayfs shows the folder.
-        Some(Found::Other { .. }) => Ok(()),
+        Some(Found::Other { .. }) => Ok(None),
     }
+}
+
+/// Moves an implied folder's content to where the symlink of that name below leads (`lib/x` on a merged-/usr base means
+/// `usr/lib/x`). Left as a folder it would hide the symlink, and with it everything behind.
+fn relocate(tree: &mut Extractor, path: &[u8], target: &[u8]) -> Result<(), Failure> {
+    let failed = |error| Failure::sys("follow a symlink of the layers below", error);
+    let from = openat2(tree.root(), path, FOLDER, Mode::empty(), BENEATH).map_err(failed)?;
+    let base = match target.starts_with(b"/") || !path.contains(&b'/') {
+        true => &[][..],
+        false => split(path).0,
+    };
+    let parts: Vec<&[u8]> = base
+        .split(|&b| b == b'/')
+        .chain(target.split(|&b| b == b'/'))
+        .filter(|p| !p.is_empty() && *p != b".")
+        .collect();
+    // What it leads to may itself be implied, and described or moved on in its turn.
+    let real = tree.enter(&parts)?.join(&b'/');
+    if real == path || real.starts_with(&[path, b"/"].concat()) {
+        return Err(Failure::Corrupt("its folder is a symlink to itself below".to_owned()));
+    }
+    let to = openat2(tree.top(), ".", FOLDER, Mode::empty(), BENEATH).map_err(failed)?;
+    move_content(from, to)?;
+    unlinkat(parent_of(tree.root(), path).map_err(failed)?, split(path).1, AtFlags::REMOVEDIR)
+        .map_err(failed)?;
+    tree.moved(path, &real);
+    Ok(())
 }
 
 /// Owner, attributes, mode and times of `model` for `ours`.
@@ -71,7 +111,7 @@ fn like(ours: BorrowedFd<'_>, model: BorrowedFd<'_>) -> rustix::io::Result<()> {
 }
 
 fn mtime(stat: &Stat) -> rustix::fs::Timestamps {
-    times((stat.st_mtime as i64, u32::try_from(stat.st_mtime_nsec).unwrap_or(0)))
+    times((stat.st_mtime, u32::try_from(stat.st_mtime_nsec).unwrap_or(0)))
 }
 
 fn copy_xattrs(ours: BorrowedFd<'_>, model: BorrowedFd<'_>) -> rustix::io::Result<()> {

@@ -11,6 +11,7 @@
 mod decompress;
 mod extract;
 mod fixup;
+mod folders;
 mod job;
 pub(crate) mod tar;
 mod union;
@@ -21,11 +22,11 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
-
-pub(crate) use job::{Failure, Job, Link, Report, Reply};
+pub(crate) use decompress::{decoder, detect};
+pub(crate) use job::{Failure, Job, Link, Reply, Report};
 pub(crate) use union::{Found, Stack};
-pub use worker::unpack_worker_main;
 pub(crate) use worker::serve;
+pub use worker::unpack_worker_main;
 
 use crate::digest::{Digest, Hasher};
 use crate::manifest::Compression;
@@ -79,7 +80,6 @@ fn extract_all(chunks: &mut Chunks, extractor: &mut extract::Extractor) -> Resul
         let name = entry.shown();
         extractor.entry(entry, &mut archive).map_err(|failure| failure.at(&name))?;
     }
-    drop(archive);
     // What follows the end mark belongs to the diff id all the same.
     io::copy(chunks, &mut io::sink()).map_err(|error| Failure::io("read the stream", error))?;
     Ok(())
@@ -101,11 +101,9 @@ fn pump(
     loop {
         let mut chunk = free.try_recv().unwrap_or_else(|_| Vec::with_capacity(CHUNK));
         chunk.clear();
-        let got = decoder
-            .by_ref()
-            .take(CHUNK as u64)
-            .read_to_end(&mut chunk)
-            .map_err(|error| Failure::Corrupt(format!("the compressed stream is damaged or cut short: {error}")))?;
+        let got = decoder.by_ref().take(CHUNK as u64).read_to_end(&mut chunk).map_err(|error| {
+            Failure::Corrupt(format!("the compressed stream is damaged or cut short: {error}"))
+        })?;
         if got == 0 {
             return Ok(());
         }

@@ -41,7 +41,7 @@ pub(crate) struct Entry {
     pub(crate) nanoseconds: u32,
     pub(crate) major: u32,
     pub(crate) minor: u32,
-    pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    pub(crate) xattrs: Records,
 }
 
 impl Entry {
@@ -51,11 +51,14 @@ impl Entry {
     }
 }
 
+/// Keys and values, in order.
+type Records = Vec<(Vec<u8>, Vec<u8>)>;
+
 #[derive(Default)]
 struct Extensions {
     long_name: Option<Vec<u8>>,
     long_link: Option<Vec<u8>>,
-    pax: Option<Vec<(Vec<u8>, Vec<u8>)>>,
+    pax: Option<Records>,
 }
 
 /// Reads entries one after the other. As [`Read`], it is the content of the entry returned last.
@@ -88,7 +91,9 @@ impl<R: BufRead> Reader<R> {
             if self.entries > MAX_ENTRIES {
                 return Err(Failure::TooLarge(format!("it has more than {MAX_ENTRIES} entries")));
             }
-            let once = |before: bool| if before { Err(corrupt("an extension header is given twice")) } else { Ok(()) };
+            let once = |before: bool| {
+                if before { Err(corrupt("an extension header is given twice")) } else { Ok(()) }
+            };
             match header[156] {
                 b'L' => {
                     once(extensions.long_name.is_some())?;
@@ -103,7 +108,9 @@ impl<R: BufRead> Reader<R> {
                     extensions.pax = Some(pax_records(&self.extension(&header)?)?);
                 }
                 b'g' => {
-                    let renames = |key: &[u8]| matches!(key, b"path" | b"linkpath" | b"size") || key.starts_with(b"GNU.sparse");
+                    let renames = |key: &[u8]| {
+                        matches!(key, b"path" | b"linkpath" | b"size") || key.starts_with(b"GNU.sparse")
+                    };
                     if pax_records(&self.extension(&header)?)?.iter().any(|(key, _)| renames(key)) {
                         return Err(corrupt("a global PAX header sets path, linkpath or size"));
                     }
@@ -116,6 +123,11 @@ impl<R: BufRead> Reader<R> {
                 }
             }
         }
+    }
+
+    /// What is being read; right after [`Self::next_entry`] it stands at the entry's content.
+    pub(crate) fn input(&self) -> &R {
+        &self.input
     }
 
     /// Content of the current entry as it lies in the buffer, to be written without a copy.
@@ -154,7 +166,10 @@ impl<R: BufRead> Reader<R> {
         let mut block = [0u8; BLOCK];
         let mut have = 0;
         while have < BLOCK {
-            let got = self.input.read(&mut block[have..]).map_err(|error| Failure::io("read the archive", error))?;
+            let got = self
+                .input
+                .read(&mut block[have..])
+                .map_err(|error| Failure::io("read the archive", error))?;
             if got == 0 {
                 return if have == 0 { Ok(None) } else { Err(corrupt("it ends within a header")) };
             }
@@ -164,12 +179,21 @@ impl<R: BufRead> Reader<R> {
     }
 
     fn extension(&mut self, header: &[u8; BLOCK]) -> Result<Vec<u8>, Failure> {
-        let size = number(&header[124..136]).and_then(|n| u64::try_from(n).ok()).ok_or_else(|| corrupt("a size is no number"))?;
+        let size = number(&header[124..136])
+            .and_then(|n| u64::try_from(n).ok())
+            .ok_or_else(|| corrupt("a size is no number"))?;
         if size > MAX_EXTENSION {
-            return Err(Failure::TooLarge(format!("an extension header of {size} bytes, the limit is {MAX_EXTENSION}")));
+            return Err(Failure::TooLarge(format!(
+                "an extension header of {size} bytes, the limit is {MAX_EXTENSION}"
+            )));
         }
         let mut data = Vec::new();
-        let got = self.input.by_ref().take(size).read_to_end(&mut data).map_err(|error| Failure::io("read the archive", error))?;
+        let got = self
+            .input
+            .by_ref()
+            .take(size)
+            .read_to_end(&mut data)
+            .map_err(|error| Failure::io("read the archive", error))?;
         if (got as u64) < size {
             return Err(corrupt("it ends within an extension header"));
         }
@@ -210,7 +234,8 @@ fn check_sum(block: &[u8; BLOCK]) -> Result<(), Failure> {
     let with_blank = |at: usize, byte: u8| if (148..156).contains(&at) { b' ' } else { byte };
     let unsigned: i64 = block.iter().enumerate().map(|(at, &b)| i64::from(with_blank(at, b))).sum();
     // Some old writers summed signed bytes.
-    let signed: i64 = block.iter().enumerate().map(|(at, &b)| i64::from(with_blank(at, b).cast_signed())).sum();
+    let signed: i64 =
+        block.iter().enumerate().map(|(at, &b)| i64::from(with_blank(at, b).cast_signed())).sum();
     if said == unsigned || said == signed { Ok(()) } else { Err(corrupt("a header's checksum is wrong")) }
 }
 
@@ -243,7 +268,7 @@ fn until_nul(field: &[u8]) -> &[u8] {
 }
 
 /// PAX records, `<length> <key>=<value>\n`.
-fn pax_records(mut data: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Failure> {
+fn pax_records(mut data: &[u8]) -> Result<Records, Failure> {
     let bad = || corrupt("a PAX header is malformed");
     let mut records = Vec::new();
     while !data.is_empty() {
@@ -279,7 +304,9 @@ fn entry(header: &[u8; BLOCK], extensions: Extensions) -> Result<Entry, Failure>
         path = [prefix, b"/", &path].concat();
     }
     let kind = match header[156] {
-        b'0' | 0 | b'7' if path.ends_with(b"/") && extensions.long_name.is_none() && header[156] == 0 => Kind::Dir,
+        b'0' | 0 | b'7' if path.ends_with(b"/") && extensions.long_name.is_none() && header[156] == 0 => {
+            Kind::Dir
+        }
         b'0' | 0 | b'7' => Kind::File,
         b'1' => Kind::Hardlink,
         b'2' => Kind::Symlink,
@@ -288,7 +315,12 @@ fn entry(header: &[u8; BLOCK], extensions: Extensions) -> Result<Entry, Failure>
         b'5' => Kind::Dir,
         b'6' => Kind::Fifo,
         b'S' => return Err(corrupt("GNU sparse files are not supported")),
-        other => return Err(Failure::Corrupt(format!("entries of type {:?} are not supported", char::from(other)))),
+        other => {
+            return Err(Failure::Corrupt(format!(
+                "entries of type {:?} are not supported",
+                char::from(other)
+            )));
+        }
     };
     let mut size = field(124..136, "size")?;
     let device = matches!(kind, Kind::Char | Kind::Block);
@@ -326,7 +358,9 @@ fn entry(header: &[u8; BLOCK], extensions: Extensions) -> Result<Entry, Failure>
             b"uid" => uid = decimal(&value, "uid")?,
             b"gid" => gid = decimal(&value, "gid")?,
             b"mtime" => (entry.seconds, entry.nanoseconds) = pax_time(&value)?,
-            key if key.starts_with(b"GNU.sparse") => return Err(corrupt("GNU sparse files are not supported")),
+            key if key.starts_with(b"GNU.sparse") => {
+                return Err(corrupt("GNU sparse files are not supported"));
+            }
             key => {
                 if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
                     entry.xattrs.push((name.to_vec(), value));
@@ -350,12 +384,18 @@ fn check(entry: &Entry) -> Result<(), Failure> {
             return Err(corrupt("a name contains a zero byte"));
         }
         if text.len() > MAX_PATH {
-            return Err(Failure::TooLarge(format!("a name of {} bytes, the limit is {MAX_PATH}", text.len())));
+            return Err(Failure::TooLarge(format!(
+                "a name of {} bytes, the limit is {MAX_PATH}",
+                text.len()
+            )));
         }
     }
     let bytes: usize = entry.xattrs.iter().map(|(name, value)| name.len() + value.len()).sum();
     if entry.xattrs.len() > MAX_XATTRS || bytes > MAX_XATTR_BYTES {
-        return Err(Failure::TooLarge(format!("{} extended attributes of {bytes} bytes", entry.xattrs.len())));
+        return Err(Failure::TooLarge(format!(
+            "{} extended attributes of {bytes} bytes",
+            entry.xattrs.len()
+        )));
     }
     Ok(())
 }

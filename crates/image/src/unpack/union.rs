@@ -43,7 +43,8 @@ impl Stack {
     /// Finds `path`. Symlinks on the way lead on inside the stack; the last component is followed if `follow`.
     pub(crate) fn find(&self, path: &[u8], follow: bool) -> io::Result<Option<Found>> {
         let mut todo: Vec<Vec<u8>> = parts(path);
-        let mut at: Vec<Vec<OwnedFd>> = vec![self.layers.iter().map(OwnedFd::try_clone).collect::<io::Result<_>>()?];
+        let mut at: Vec<Vec<OwnedFd>> =
+            vec![self.layers.iter().map(OwnedFd::try_clone).collect::<io::Result<_>>()?];
         let (mut symlinks, mut steps) = (0, 0);
         while let Some(part) = todo.pop() {
             steps += 1;

@@ -6,7 +6,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::ExitCode;
 
 use landlock::{
-    ABI, Access as _, AccessFs, AccessNet, PathBeneath, Ruleset, RulesetAttr as _, RulesetCreatedAttr as _, Scope,
+    ABI, Access as _, AccessFs, AccessNet, PathBeneath, Ruleset, RulesetAttr as _, RulesetCreatedAttr as _,
+    Scope,
 };
 use rustix::process::{Resource, Rlimit, setrlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets};
@@ -46,10 +47,8 @@ pub(crate) fn serve(socket: OwnedFd, confined: bool) -> io::Result<()> {
     let (job, fds) = link.receive::<Job>()?;
     let [stream, tree, layers] = <[OwnedFd; 3]>::try_from(fds)
         .map_err(|fds| io::Error::other(format!("{} descriptors came with the job", fds.len())))?;
-    if confined {
-        if let Err(failure) = confine(tree.as_fd(), layers.as_fd()) {
-            return link.send(&Reply::Failed(failure), &[]);
-        }
+    if confined && let Err(failure) = confine(tree.as_fd(), layers.as_fd()) {
+        return link.send(&Reply::Failed(failure), &[]);
     }
     drop(layers);
     let parents = || {
@@ -75,7 +74,8 @@ fn confine(tree: BorrowedFd<'_>, layers: BorrowedFd<'_>) -> Result<(), Failure> 
     let hard = rustix::process::getrlimit(Resource::Nofile).maximum;
     let files = hard.map_or(DESCRIPTORS, |hard| hard.min(DESCRIPTORS));
     setrlimit(Resource::Nofile, limit(files)).map_err(failed("limit the descriptors"))?;
-    restrict(tree, layers).map_err(|error| Failure::Io(format!("could not enter the Landlock domain: {error}")))?;
+    restrict(tree, layers)
+        .map_err(|error| Failure::Io(format!("could not enter the Landlock domain: {error}")))?;
     drop_capabilities().map_err(failed("drop capabilities"))
 }
 

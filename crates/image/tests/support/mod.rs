@@ -1,5 +1,5 @@
 //! What the tests of this crate share.
-#![allow(dead_code)] // Each test program uses a part.
+#![allow(dead_code, clippy::unwrap_used)] // Each test program uses a part; a test may panic.
 
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
@@ -87,6 +87,23 @@ impl Node {
         all
     }
 
+    /// Waits until all layers and blobs are recorded as durable.
+    pub async fn wait_until_flushed(&self) {
+        let deadline = Instant::now() + Duration::from_secs(15);
+        loop {
+            let text = std::fs::read_to_string(self.config.root.join("durable.json")).unwrap_or_default();
+            let index = std::fs::read(self.config.root.join("index.json")).unwrap_or_default();
+            let synced = std::fs::read(self.config.root.join("index.json.synced")).unwrap_or_default();
+            let names = self.content();
+            let mut parts = names.iter().filter_map(|name| name.rsplit('/').next());
+            if index == synced && parts.all(|part| text.contains(part.trim_end_matches(".json"))) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "not flushed: {text}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     /// Waits until nothing but what names refer to is there.
     pub async fn wait_until_empty(&self) {
         let deadline = Instant::now() + Duration::from_secs(15);
@@ -141,4 +158,16 @@ pub fn xattr(path: &Path, name: &str) -> Option<Vec<u8>> {
     let length = rustix::fs::lgetxattr(path, name, &mut value[..]).ok()?;
     value.truncate(length);
     Some(value)
+}
+
+/// Bytes that do not compress, the same on each run.
+pub fn noise(length: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()[3]
+    };
+    (0..length).map(|_| next()).collect()
 }

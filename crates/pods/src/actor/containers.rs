@@ -1,0 +1,542 @@
+//! Containers, as the actor sees them.
+
+use super::*;
+use crate::view::ContainerView;
+
+impl Actor {
+    // --- create ---------------------------------------------------------------------------------------------------
+
+    pub(super) fn create(&mut self, spec: ContainerSpec, reply: Reply<ContainerId>) {
+        match self.begin_create(spec, reply) {
+            Ok(()) => {}
+            Err((error, reply)) => drop(reply.send(Err(error))),
+        }
+    }
+
+    fn begin_create(
+        &mut self,
+        spec: ContainerSpec,
+        reply: Reply<ContainerId>,
+    ) -> Result<(), (PodError, Reply<ContainerId>)> {
+        if self.stopping || self.record.life != PodLife::Ready {
+            let text = format!("sandbox {} is not ready: no container can be made in it", self.record.id);
+            return Err((PodError::State(text), reply));
+        }
+        let key = (spec.name.clone(), spec.attempt);
+        let taken = |id: &str| {
+            PodError::Exists(format!("container {id} is attempt {} of `{}` already, with another configuration", key.1, key.0))
+        };
+        if let Some(creating) = self.creating.get_mut(&key) {
+            if *creating.spec != spec {
+                return Err((taken("(being made)"), reply));
+            }
+            creating.waiting.push(reply);
+            return Ok(());
+        }
+        let same = self.containers.values().find(|known| known.spec.name == key.0 && known.spec.attempt == key.1);
+        if let Some(known) = same {
+            let id = known.record.id.clone();
+            // The resources may have been updated since; they are no part of the identity.
+            let equal = ContainerSpec { resources: Resources::default(), ..(*known.spec).clone() }
+                == ContainerSpec { resources: Resources::default(), ..spec };
+            let answer = if equal { Ok(id) } else { Err(taken(&id.to_string())) };
+            let _ = reply.send(answer);
+            return Ok(());
+        }
+        let Some(slot) = (0..MAX_SLOTS).find(|slot| !self.slots.contains(slot)) else {
+            return Err((PodError::Full("the pod has too many containers; remove some".into()), reply));
+        };
+        if self.containers.len() + self.creating.len() >= MAX_CONTAINERS {
+            return Err((PodError::Full("the pod has too many containers; remove some".into()), reply));
+        }
+        if let Err(error) = self.check_target(&spec) {
+            return Err((error, reply));
+        }
+        self.slots.insert(slot);
+        let order = Order {
+            id: ContainerId::from_bytes(random_id()),
+            spec: spec.clone(),
+            slot,
+            created_at: self.shared.created_now(),
+        };
+        self.creating.insert(key.clone(), Creating { spec: Arc::new(spec), slot, waiting: vec![reply] });
+        let (shared, pod) = (self.shared.clone(), self.record.clone());
+        self.tasks.spawn(async move {
+            let made = blocking("create a container", move || crate::create::create(&shared, &pod, order));
+            Done::Created { key, result: made.await.map(Box::new) }
+        });
+        Ok(())
+    }
+
+    /// The container whose PID namespace is to be joined must run.
+    fn check_target(&self, spec: &ContainerSpec) -> Result<(), PodError> {
+        let namespaces = &spec.security.namespaces;
+        if namespaces.pid != NamespaceMode::Target {
+            return Ok(());
+        }
+        let target = ContainerId::parse(&namespaces.target_id).ok().and_then(|id| self.containers.get(&id));
+        match target {
+            Some(target) if target.life.pid().is_some() => Ok(()),
+            _ => Err(PodError::Invalid(format!(
+                "security_context.namespace_options.target_id: `{}` is no running container of this pod",
+                namespaces.target_id
+            ))),
+        }
+    }
+
+    pub(super) fn created(&mut self, key: (String, u32), result: Result<Box<Made>, PodError>) {
+        let Some(creating) = self.creating.remove(&key) else { return };
+        let answer = match result {
+            Ok(made) => {
+                let id = made.record.id.clone();
+                self.put(made.record, Life::Created, Some(Arc::new(made.compiled)));
+                Ok(id)
+            }
+            Err(error) => {
+                self.slots.remove(&creating.slot);
+                Err(error)
+            }
+        };
+        for reply in creating.waiting {
+            let _ = reply.send(answer.clone());
+        }
+    }
+
+    /// Takes a container in, and shows it.
+    pub(super) fn put(&mut self, record: ContainerRecord, life: Life, compiled: Option<Arc<Compiled>>) {
+        let id = record.id.clone();
+        let spec = Arc::new(record.spec.clone());
+        let wake_at = match &life {
+            Life::Stopping { kill_at, .. } => Some(*kill_at),
+            _ => None,
+        };
+        let container = Container {
+            record,
+            spec,
+            life,
+            compiled,
+            plan: None,
+            starting: Vec::new(),
+            stopping: Vec::new(),
+            removing: Vec::new(),
+            removal: false,
+            wake_at,
+        };
+        self.containers.insert(id.clone(), container);
+        self.show_container(&id);
+    }
+
+    // --- the life ---------------------------------------------------------------------------------------------------
+
+    /// Lets something happen to a container, and does what follows from it.
+    pub(super) fn happen(&mut self, id: &ContainerId, event: Event) {
+        let Some(container) = self.containers.get_mut(id) else { return };
+        let Ok((life, effects)) = container.life.on(event) else { return };
+        let changed = life != container.life;
+        container.life = life;
+        for effect in effects {
+            match effect {
+                Effect::Record => self.record_container(id),
+                Effect::Launch => self.launch(id),
+                Effect::Signal => self.signal(id),
+                Effect::Kill => self.kill(id),
+                Effect::WakeAt(at) => {
+                    if let Some(container) = self.containers.get_mut(id) {
+                        container.wake_at = Some(at);
+                    }
+                }
+            }
+        }
+        if changed {
+            self.show_container(id);
+            self.answer_ended(id);
+        }
+    }
+
+    fn answer_ended(&mut self, id: &ContainerId) {
+        let Some(container) = self.containers.get_mut(id) else { return };
+        if matches!(container.life, Life::Exited { .. }) {
+            container.wake_at = None;
+            container.plan = None;
+            container.compiled = None;
+            for reply in container.stopping.drain(..) {
+                let _ = reply.send(Ok(()));
+            }
+        }
+    }
+
+    fn record_container(&mut self, id: &ContainerId) {
+        let Some(container) = self.containers.get_mut(id) else { return };
+        container.record.life = match &container.life {
+            Life::Created => LifeRecord::Created,
+            Life::Starting { .. } => LifeRecord::Starting,
+            Life::Running { pid, started_at } | Life::Stopping { pid, started_at, .. } => {
+                LifeRecord::Running { pid: *pid, started_at: *started_at }
+            }
+            Life::Exited { started_at, exit } => LifeRecord::Exited(ExitRecord {
+                started_at: *started_at,
+                finished_at: exit.finished_at,
+                code: exit.code,
+                reason: exit.reason().to_owned(),
+                message: exit.message.clone(),
+            }),
+        };
+        if let Err(error) = self.shared.store.write_container(&container.record) {
+            tracing::error!(container = %id, error = %crate::chain(&error), "the container could not be recorded");
+        }
+    }
+
+    fn show_container(&self, id: &ContainerId) {
+        let Some(container) = self.containers.get(id) else { return };
+        let record = &container.record;
+        self.shared.views.put_container(ContainerView {
+            id: id.clone(),
+            pod: record.pod.clone(),
+            spec: container.spec.clone(),
+            created_at: record.created_at,
+            life: container.life.clone(),
+            image: Arc::new(record.image.clone()),
+            user: Arc::new(record.user.clone()),
+            cgroup: record.cgroup.as_str().into(),
+            stop_signal: record.stop_signal,
+            log_path: record.log_path.as_str().into(),
+            notes: record.notes.as_slice().into(),
+        });
+    }
+
+    // --- start ------------------------------------------------------------------------------------------------------
+
+    pub(super) fn start(&mut self, id: &ContainerId, reply: Reply<()>) {
+        let Some(container) = self.containers.get_mut(id) else {
+            let _ = reply.send(Err(PodError::NotFound { what: "container", id: id.to_string() }));
+            return;
+        };
+        if container.removal || !container.removing.is_empty() || self.stopping || self.record.life != PodLife::Ready {
+            let _ = reply.send(Err(PodError::State(format!("container {id} or its pod is going away"))));
+            return;
+        }
+        match container.life {
+            // A retry joins the start that is under way.
+            Life::Starting { .. } => container.starting.push(reply),
+            Life::Created => {
+                container.starting.push(reply);
+                self.happen(id, Event::Start);
+            }
+            ref other => {
+                let text = format!("container {id} is {}: only a created one can be started", other.name());
+                let _ = reply.send(Err(PodError::State(text)));
+            }
+        }
+    }
+
+    fn launch(&mut self, id: &ContainerId) {
+        let Some(container) = self.containers.get_mut(id) else { return };
+        let (record, shared) = (container.record.clone(), self.shared.clone());
+        let (compiled, monitor) = (container.compiled.clone(), self.monitor.clone());
+        let pids = pids(&container.spec);
+        let id = id.clone();
+        self.tasks.spawn(async move {
+            let result = async {
+                let failed = |error: PodError| {
+                    let exit = Exit {
+                        code: 128,
+                        finished_at: now(),
+                        reason: Some("StartError"),
+                        message: crate::chain(&error),
+                        ..Exit::default()
+                    };
+                    (exit, error)
+                };
+                let monitor = monitor
+                    .ok_or_else(|| failed(PodError::State("the pod's monitor is gone; the pod must be made anew".into())))?;
+                let compiled = match compiled {
+                    Some(compiled) => compiled,
+                    None => recompile(&shared, &record).await.map_err(failed)?,
+                };
+                start(shared, monitor, record, compiled, pids.map_err(failed)?).await
+            };
+            Done::Started { id, result: result.await }
+        });
+    }
+
+    pub(super) fn started(&mut self, id: &ContainerId, result: Result<Started, (Exit, PodError)>) {
+        let answer = match result {
+            Ok(started) => {
+                if let Some(container) = self.containers.get_mut(id) {
+                    let compiled = container.compiled.take();
+                    container.plan = compiled.map(|compiled| Arc::new(exec_base(&compiled.plan)));
+                }
+                self.happen(id, Event::Started { pid: started.pid, at: started.at });
+                Ok(())
+            }
+            Err((exit, error)) => {
+                self.happen(id, Event::StartFailed { exit });
+                Err(error)
+            }
+        };
+        let Some(container) = self.containers.get_mut(id) else { return };
+        for reply in container.starting.drain(..) {
+            let _ = reply.send(answer.clone());
+        }
+    }
+
+    /// Containers whose start was begun by a daemon that died before the monitor heard of it.
+    pub(super) fn settle_orphans(&mut self) {
+        let orphans: Vec<ContainerId> = self
+            .containers
+            .iter()
+            .filter(|(_, container)| matches!(container.life, Life::Starting { .. }))
+            .map(|(id, _)| id.clone())
+            .collect();
+        for id in orphans {
+            let exit = Exit {
+                code: 128,
+                finished_at: now(),
+                reason: Some("StartError"),
+                message: "the daemon ended before the container was launched".into(),
+                ..Exit::default()
+            };
+            self.happen(&id, Event::StartFailed { exit });
+        }
+    }
+
+    // --- stop -------------------------------------------------------------------------------------------------------
+
+    pub(super) fn stop(&mut self, id: &ContainerId, kill_at: i64, reply: Reply<()>) {
+        let Some(container) = self.containers.get_mut(id) else {
+            // Removed while the call was on its way: it has ended.
+            let _ = reply.send(Ok(()));
+            return;
+        };
+        if !container.life.is_live() {
+            let _ = reply.send(Ok(()));
+            return;
+        }
+        container.stopping.push(reply);
+        self.end(id, kill_at);
+    }
+
+    /// Asks a container to end by then; at once, if then is now.
+    pub(super) fn end(&mut self, id: &ContainerId, kill_at: i64) {
+        let time = now();
+        self.happen(id, Event::Stop { kill_at });
+        if kill_at <= time {
+            self.happen(id, Event::Tick { now: time.max(kill_at) });
+        }
+    }
+
+    fn signal(&mut self, id: &ContainerId) {
+        let Some(container) = self.containers.get(id) else { return };
+        // With no grace at all, the kill follows at once; a signal before it would only be noise.
+        if let Life::Stopping { kill_at, .. } = container.life
+            && kill_at <= now()
+        {
+            return;
+        }
+        self.send_kill(id, container.record.stop_signal.number(), false);
+    }
+
+    fn kill(&mut self, id: &ContainerId) {
+        self.send_kill(id, bowline_model::Signal::KILL.number(), true);
+    }
+
+    fn send_kill(&mut self, id: &ContainerId, signal: i32, everyone: bool) {
+        let Some(monitor) = self.monitor.clone() else { return };
+        let request = Request::Kill { container: *id.as_bytes(), signal, everyone };
+        self.tasks.spawn(async move {
+            // One that has ended already is told of by its exit.
+            let _ = monitor.call(request, &[]).await;
+            Done::Nothing
+        });
+    }
+
+    // --- remove -----------------------------------------------------------------------------------------------------
+
+    pub(super) fn remove(&mut self, id: &ContainerId, reply: Reply<()>) {
+        let Some(container) = self.containers.get_mut(id) else {
+            let _ = reply.send(Ok(()));
+            return;
+        };
+        container.removing.push(reply);
+        if container.life.is_live() {
+            self.end(id, now());
+        }
+    }
+
+    /// Begins the removals whose containers have ended by now.
+    pub(super) fn go_on_removing(&mut self) {
+        let ready: Vec<ContainerId> = self
+            .containers
+            .iter()
+            .filter(|(_, container)| !container.removing.is_empty() && !container.removal && !container.life.is_live())
+            .map(|(id, _)| id.clone())
+            .collect();
+        for id in ready {
+            self.begin_removal(&id);
+        }
+    }
+
+    fn begin_removal(&mut self, id: &ContainerId) {
+        let Some(container) = self.containers.get_mut(id) else { return };
+        container.removal = true;
+        let ran = !matches!(container.life, Life::Created);
+        let (shared, monitor) = (self.shared.clone(), self.monitor.clone());
+        let (record, id) = (container.record.clone(), id.clone());
+        self.tasks.spawn(async move {
+            if let Some(monitor) = monitor.filter(|_| ran) {
+                let _ = monitor.call(Request::Forget { container: *id.as_bytes() }, &[]).await;
+            }
+            let result = blocking("remove a container", move || {
+                if ran {
+                    stop_pod::remove_cgroups(&shared, &record.cgroup)?;
+                }
+                shared.store.remove_container(&record.pod, &record.id).map_err(doing("remove the container's files"))?;
+                shared.images.release(&record.id.to_string());
+                shared.usage.forget(&record.id);
+                Ok(())
+            });
+            Done::Removed { id, result: result.await }
+        });
+    }
+
+    pub(super) fn removed(&mut self, id: &ContainerId, result: Result<(), PodError>) {
+        let Some(container) = self.containers.get_mut(id) else { return };
+        container.removal = false;
+        let waiting = std::mem::take(&mut container.removing);
+        if result.is_ok() {
+            self.slots.remove(&container.record.slot);
+            self.containers.remove(id);
+            self.shared.views.remove_container(id);
+        }
+        for reply in waiting {
+            let _ = reply.send(result.clone());
+        }
+    }
+
+    // --- logs, execs, limits ----------------------------------------------------------------------------------------
+
+    pub(super) fn reopen_log(&mut self, id: &ContainerId, reply: Reply<()>) {
+        let Some(container) = self.containers.get(id) else {
+            let _ = reply.send(Err(PodError::NotFound { what: "container", id: id.to_string() }));
+            return;
+        };
+        let (Some(_), Some(monitor)) = (container.life.pid(), self.monitor.clone()) else {
+            let _ = reply.send(Err(PodError::State(format!("container {id} is not running"))));
+            return;
+        };
+        let (path, id) = (container.record.log_path.clone(), id.clone());
+        self.tasks.spawn(async move {
+            let _ = reply.send(reopen(&monitor, &id, path).await);
+            Done::Nothing
+        });
+    }
+
+    pub(super) fn ticket(&mut self, id: &ContainerId) -> Result<Ticket, PodError> {
+        let missing = || PodError::NotFound { what: "container", id: id.to_string() };
+        let container = self.containers.get_mut(id).ok_or_else(missing)?;
+        let not_running = || PodError::State(format!("container {id} is not running"));
+        if container.life.pid().is_none() {
+            return Err(not_running());
+        }
+        let monitor = self.monitor.clone().ok_or_else(not_running)?;
+        let plan = match &container.plan {
+            Some(plan) => plan.clone(),
+            None => {
+                // Taken over from another daemon: the stored spec gives the same plan again.
+                let stored = self.shared.store.read_config(&container.record.pod, id);
+                let stored = stored.map_err(doing("read the container's spec"))?;
+                let compiled = crate::create::compile(&self.shared, &container.record, &stored)?;
+                let plan = Arc::new(exec_base(&compiled.plan));
+                container.plan = Some(plan.clone());
+                plan
+            }
+        };
+        Ok(Ticket { container: id.clone(), plan, monitor })
+    }
+
+    pub(super) fn update(&mut self, id: &ContainerId, resources: Resources, reply: Reply<()>) {
+        let Some(container) = self.containers.get(id) else {
+            let _ = reply.send(Err(PodError::NotFound { what: "container", id: id.to_string() }));
+            return;
+        };
+        if matches!(container.life, Life::Exited { .. }) {
+            let _ = reply.send(Err(PodError::State(format!("container {id} has exited"))));
+            return;
+        }
+        let running = container.life.is_live();
+        let (shared, record, id) = (self.shared.clone(), container.record.clone(), id.clone());
+        self.tasks.spawn(async move {
+            let result = blocking("update a container's limits", move || {
+                crate::start::update(&shared, &record, &resources, running)
+            });
+            Done::Updated { id, result: result.await, reply }
+        });
+    }
+
+    pub(super) fn updated(&mut self, id: &ContainerId, result: Result<Resources, PodError>, reply: Reply<()>) {
+        let answer = match (result, self.containers.get_mut(id)) {
+            (Ok(resources), Some(container)) => {
+                container.record.spec.resources = resources;
+                container.spec = Arc::new(container.record.spec.clone());
+                // The plan of one that has not started yet holds the old limits.
+                container.compiled = None;
+                self.record_container(id);
+                self.show_container(id);
+                Ok(())
+            }
+            (Ok(_), None) => Err(PodError::NotFound { what: "container", id: id.to_string() }),
+            (Err(error), _) => Err(error),
+        };
+        let _ = reply.send(answer);
+    }
+}
+
+async fn recompile(shared: &Arc<Shared>, record: &ContainerRecord) -> Result<Arc<Compiled>, PodError> {
+    let (shared, record) = (shared.clone(), record.clone());
+    blocking("compile the launch plan", move || {
+        let stored = shared.store.read_config(&record.pod, &record.id).map_err(doing("read the container's spec"))?;
+        crate::create::compile(&shared, &record, &stored).map(Arc::new)
+    })
+    .await
+}
+
+/// What an exec takes over from its container's plan; the mount program is not part of it.
+fn exec_base(plan: &LaunchPlan) -> LaunchPlan {
+    let mut base = plan.clone();
+    base.steps = Vec::new();
+    base.rootfs = None;
+    for step in &mut base.cgroups {
+        step.writes = Vec::new();
+    }
+    base
+}
+
+fn pids(spec: &ContainerSpec) -> Result<Pids, PodError> {
+    let namespaces = &spec.security.namespaces;
+    match namespaces.pid {
+        NamespaceMode::Pod => Ok(Pids::Pod),
+        NamespaceMode::Container | NamespaceMode::Node => Ok(Pids::Plan),
+        NamespaceMode::Target => {
+            let target = ContainerId::parse(&namespaces.target_id);
+            let target = target.map_err(|error| PodError::Invalid(format!("target_id: {error}")))?;
+            Ok(Pids::Of { container: *target.as_bytes() })
+        }
+    }
+}
+
+async fn reopen(monitor: &Monitor, id: &ContainerId, path: String) -> Result<(), PodError> {
+    use std::os::fd::AsFd as _;
+    if path.is_empty() {
+        return Ok(());
+    }
+    let what = format!("open the log {path}");
+    let log = blocking("open a log", move || crate::start::open_log(std::path::Path::new(&path)).map_err(doing(what))).await?;
+    let request = Request::ReopenLog { container: *id.as_bytes() };
+    let answer = monitor.call(request, &[log.as_fd()]).await;
+    match answer.map_err(doing("reopen the log"))?.0 {
+        proto::Answer::Refused { why: proto::Refusal::NotRunning | proto::Refusal::Unknown } => {
+            Err(PodError::State(format!("container {id} is not running")))
+        }
+        answer => run_pod::expect_done(Ok((answer, Vec::new())), "reopen the log"),
+    }
+}

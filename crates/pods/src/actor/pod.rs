@@ -1,0 +1,172 @@
+//! The pod as a whole: down, gone, or without its monitor.
+
+use super::*;
+use crate::files;
+
+impl Actor {
+    pub(super) fn stop_pod(&mut self, reply: Reply<()>) {
+        if self.record.cleaned {
+            let _ = reply.send(Ok(()));
+            return;
+        }
+        self.stop_waiting.push(reply);
+        self.begin_stopping();
+    }
+
+    pub(super) fn remove_pod(&mut self, reply: Reply<()>) {
+        self.remove_waiting.push(reply);
+        self.begin_stopping();
+    }
+
+    fn begin_stopping(&mut self) {
+        if self.stopping {
+            return;
+        }
+        self.stopping = true;
+        let live: Vec<ContainerId> = self
+            .containers
+            .iter()
+            .filter(|(_, container)| container.life.is_live())
+            .map(|(id, _)| id.clone())
+            .collect();
+        for id in live {
+            self.end(&id, now());
+        }
+        self.show();
+    }
+
+    /// Takes the pod down once nothing runs in it and nothing is being made; then removes it, if that is wanted.
+    pub(super) fn go_on_stopping(&mut self) {
+        let quiet = self.creating.is_empty() && self.containers.values().all(|container| !container.life.is_live());
+        if !self.stopping || self.taking_down || !quiet {
+            return;
+        }
+        if !self.record.cleaned {
+            if self.stop_waiting.is_empty() && self.remove_waiting.is_empty() {
+                // The clean-up failed and everybody was told; the next call tries again.
+                return;
+            }
+            self.taking_down = true;
+            let (shared, record, monitor) = (self.shared.clone(), self.record.clone(), self.monitor.take());
+            self.heard = None;
+            let ran = self.containers.values().filter(|container| !matches!(container.life, Life::Created));
+            let cgroups: Vec<String> = ran.map(|container| container.record.cgroup.clone()).collect();
+            self.tasks.spawn(async move {
+                let result = stop_pod::take_down(&shared, &record, monitor, &cgroups).await;
+                Done::TakenDown { result }
+            });
+            return;
+        }
+        if !self.remove_waiting.is_empty() {
+            self.go_on_removing_pod();
+        }
+    }
+
+    pub(super) fn taken_down(&mut self, result: Result<(), PodError>) {
+        self.taking_down = false;
+        match &result {
+            Ok(()) => {
+                self.record.cleaned = true;
+                self.record.life = PodLife::NotReady;
+            }
+            Err(error) => {
+                tracing::warn!(pod = %self.record.id, error = %crate::chain(error), "a pod could not be taken down yet");
+                self.record.life = PodLife::NotReady;
+            }
+        }
+        // A pod on its way out needs no record of having been down.
+        if self.remove_waiting.is_empty() || result.is_err() {
+            self.record_pod();
+        }
+        self.show();
+        for reply in self.stop_waiting.drain(..) {
+            let _ = reply.send(result.clone());
+        }
+        if let Err(error) = result {
+            for reply in self.remove_waiting.drain(..) {
+                let _ = reply.send(Err(error.clone()));
+            }
+        }
+    }
+
+    /// Containers first, each by its own removal; then the record.
+    fn go_on_removing_pod(&mut self) {
+        if self.containers.is_empty() {
+            let removed = self.shared.store.remove_pod(&self.record.id);
+            match removed.map_err(doing("remove the pod's record")) {
+                Ok(()) => {
+                    self.shared.views.remove_pod(&self.record.id);
+                    self.gone = true;
+                }
+                Err(error) => {
+                    for reply in self.remove_waiting.drain(..) {
+                        let _ = reply.send(Err(error.clone()));
+                    }
+                }
+            }
+            return;
+        }
+        let idle: Vec<ContainerId> = self
+            .containers
+            .iter()
+            .filter(|(_, container)| container.removing.is_empty() && !container.removal)
+            .map(|(id, _)| id.clone())
+            .collect();
+        for id in idle {
+            let (reply, _) = oneshot::channel();
+            self.remove(&id, reply);
+        }
+        self.go_on_removing();
+    }
+
+    /// The monitor has died and taken its containers along, or cannot be reached. What it recorded before counts.
+    pub(super) fn lose_monitor(&mut self) {
+        self.heard = None;
+        if self.monitor.take().is_none() {
+            return;
+        }
+        tracing::error!(pod = %self.record.id, pid = self.record.monitor, "the pod's monitor is gone");
+        self.record.life = PodLife::NotReady;
+        self.record_pod();
+        self.show();
+        let live: Vec<ContainerId> = self
+            .containers
+            .iter()
+            .filter(|(_, container)| matches!(container.life, Life::Running { .. } | Life::Stopping { .. }))
+            .map(|(id, _)| id.clone())
+            .collect();
+        for id in live {
+            let Some(container) = self.containers.get(&id) else { continue };
+            let exit = exit_without_monitor(&self.shared, &container.record);
+            kill_leftovers(&self.shared, &container.record.cgroup);
+            self.happen(&id, Event::Ended { exit });
+        }
+    }
+}
+
+/// How a container ended whose monitor is gone: as its slot says, else with the monitor.
+pub(crate) fn exit_without_monitor(shared: &Shared, record: &ContainerRecord) -> Exit {
+    let slot = files::read_slot(&shared.config.state, &record.pod, record.slot);
+    let told = slot.filter(|slot| slot.container == *record.id.as_bytes()).and_then(|slot| slot.exit);
+    match told {
+        Some(exit) => {
+            Exit { code: exit.code, oom: exit.oom, finished_at: exit.finished_at, ..Exit::default() }
+        }
+        None => Exit {
+            code: 137,
+            oom: false,
+            finished_at: now(),
+            reason: Some("MonitorLost"),
+            message: "the pod's monitor ended, and its containers with it".into(),
+        },
+    }
+}
+
+/// Kills what a dead monitor may have left running.
+pub(crate) fn kill_leftovers(shared: &Shared, cgroup: &str) {
+    use std::os::fd::AsFd as _;
+    let root = shared.host.layout.unified().and_then(|index| shared.host.roots.get(usize::from(index)));
+    if let (Some(root), Ok(path)) = (root, std::ffi::CString::new(cgroup)) {
+        let _ = bowline_launch::kill_all(root.as_fd(), &path);
+    }
+}

@@ -1,0 +1,395 @@
+//! From what a client wants to a container that could be started: image, user, spec, plan, records. Nothing runs, and
+//! no descriptor is kept. Whatever can be found wrong is found here.
+
+use std::collections::BTreeMap;
+use std::ffi::CString;
+use std::fs;
+use std::io;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use bowline_image::{Image, LayerName};
+use bowline_model::runtime_spec::Spec;
+use bowline_model::spec::{ContainerSpec, NamespaceMode, PodSpec, Propagation, SecurityProfile};
+use bowline_model::{ContainerId, SandboxId, Signal};
+use bowline_oci::{ContainerInputs, HostDevice, ImageDefaults, LocalhostSeccomp, NamespacePaths, ResolvedUser};
+use bowline_plan::{Compiled, PlanInputs, RootfsSource};
+use bowline_store::{ContainerRecord, ImageRecord, LifeRecord, PodRecord, UserRecord, VERSION};
+
+use crate::error::doing;
+use crate::shared::Shared;
+use crate::{PodError, files};
+
+/// The longest seccomp profile that is read from the host, in bytes.
+const MAX_PROFILE: u64 = 4 << 20;
+
+/// A container that was made.
+pub(crate) struct Made {
+    pub record: ContainerRecord,
+    pub compiled: Compiled,
+}
+
+/// What the actor gives along.
+pub(crate) struct Order {
+    pub id: ContainerId,
+    pub spec: ContainerSpec,
+    pub slot: u16,
+    pub created_at: i64,
+}
+
+/// Makes a container; on failure nothing of it is left.
+pub(crate) fn create(shared: &Shared, pod: &PodRecord, order: Order) -> Result<Made, PodError> {
+    let id = order.id.clone();
+    let held = shared.images.hold(&id.to_string(), &order.spec.image.image).map_err(|_| PodError::NotFound {
+        what: "image",
+        id: order.spec.image.image.clone(),
+    })?;
+    let made = build(shared, pod, order, &held.image, &held.layers);
+    if made.is_err() {
+        shared.images.release(&id.to_string());
+        if let Err(error) = shared.store.remove_container(&pod.id, &id) {
+            tracing::error!(container = %id, error = %crate::chain(&error), "what was made of a container is left behind");
+        }
+    }
+    made
+}
+
+fn build(shared: &Shared, pod: &PodRecord, order: Order, image: &Image, layers: &[LayerName]) -> Result<Made, PodError> {
+    let Order { id, spec, slot, created_at } = order;
+    let user = user(shared, &spec, image, layers)?;
+    let cgroup = format!("{}/{id}", pod.cgroup);
+    let (oci, directories, notes) = oci_spec(shared, pod, &spec, &id, image, &user, &cgroup)?;
+    check_mounts(&spec)?;
+    let record = ContainerRecord {
+        version: VERSION,
+        id: id.clone(),
+        pod: pod.id.clone(),
+        created_at,
+        image: ImageRecord {
+            id: image.id.to_string(),
+            reference: image.repo_digests.first().cloned().unwrap_or_else(|| image.id.to_string()),
+            layers: layers.iter().map(ToString::to_string).collect(),
+        },
+        user: UserRecord { uid: user.uid, gid: user.gid, groups: user.groups.clone() },
+        cgroup,
+        slot,
+        stop_signal: stop_signal(&spec, image),
+        log_path: log_path(&pod.spec, &spec)?,
+        life: LifeRecord::Created,
+        notes,
+        spec,
+    };
+    files::allocate_slot(&shared.config.state, &pod.id, slot).map_err(doing("allocate a slot for the exit"))?;
+    let stored = Stored { spec: oci, directories };
+    shared.store.write_config(&pod.id, &id, &stored).map_err(doing("write the container's spec"))?;
+    make_writable_layer(shared, &record)?;
+    let compiled = compile(shared, &record, &stored)?;
+    shared.store.write_container(&record).map_err(doing("record the container"))?;
+    Ok(Made { record, compiled })
+}
+
+/// The OCI spec as it is stored, with what has no place in one.
+#[derive(serde::Serialize, serde::Deserialize)]
+pub(crate) struct Stored {
+    #[serde(flatten)]
+    pub spec: Spec,
+    #[serde(default, rename = "bowlineDirectories")]
+    pub directories: Vec<String>,
+}
+
+fn user(shared: &Shared, spec: &ContainerSpec, image: &Image, layers: &[LayerName]) -> Result<ResolvedUser, PodError> {
+    let read = |path: &str| {
+        let found = shared.images.read_file_in_layers(layers, path, bowline_oci::MAX_DATABASE as u64);
+        found.map_err(doing(format!("read /{path} of the image")))
+    };
+    let (passwd, group) = (read("etc/passwd")?, read("etc/group")?);
+    bowline_oci::resolve_user(spec, &image.config.user, passwd.as_deref(), group.as_deref())
+        .map_err(|error| PodError::Invalid(error.to_string()))
+}
+
+fn oci_spec(
+    shared: &Shared,
+    pod: &PodRecord,
+    spec: &ContainerSpec,
+    id: &ContainerId,
+    image: &Image,
+    user: &ResolvedUser,
+    cgroup: &str,
+) -> Result<(Spec, Vec<String>, Vec<String>), PodError> {
+    let profile = localhost_profile(spec)?;
+    let devices = host_devices(spec)?;
+    let defaults = ImageDefaults {
+        entrypoint: image.config.entrypoint.clone(),
+        cmd: image.config.cmd.clone(),
+        env: image.config.env.clone(),
+        working_dir: image.config.working_dir.clone(),
+        user: image.config.user.clone(),
+        volumes: image.config.volumes.clone(),
+        stop_signal: image.config.stop_signal.clone().unwrap_or_default(),
+    };
+    let folder = files::folder(&shared.config.state, &pod.id);
+    let file = |name: &str| Some(folder.join(name).to_string_lossy().into_owned());
+    let host_ipc = pod.spec.security.namespaces.ipc == NamespaceMode::Node;
+    let pod_files = bowline_oci::PodFiles {
+        hosts: file("hosts"),
+        hostname: file("hostname"),
+        resolv_conf: file("resolv.conf"),
+        // A path of the base mount namespace, which `compile` knows.
+        shm: (!host_ipc).then(|| SHM.to_owned()),
+    };
+    let hostname = crate::run_pod::hostname(shared, &pod.id, &pod.spec);
+    let inputs = ContainerInputs {
+        sandbox_id: &pod.id.to_string(),
+        container_id: &id.to_string(),
+        pod: &pod.spec,
+        container: spec,
+        image: &defaults,
+        user,
+        node: &shared.host.facts,
+        files: &pod_files,
+        namespaces: &NamespacePaths::default(),
+        cgroup_path: cgroup,
+        hostname: &hostname,
+        devices: &devices,
+        image_volumes: &BTreeMap::new(),
+        seccomp_profile: profile.as_deref().map(|json| LocalhostSeccomp { json }),
+        selinux: None,
+    };
+    let built = bowline_oci::container_spec(&inputs).map_err(|error| PodError::Invalid(error.to_string()))?;
+    let notes = built.notes.iter().map(|note| format!("{}: {}", note.field, note.text)).collect();
+    Ok((built.spec, built.directories, notes))
+}
+
+/// Where the pod's /dev/shm is for those who launch.
+const SHM: &str = "/shm";
+
+fn localhost_profile(spec: &ContainerSpec) -> Result<Option<Vec<u8>>, PodError> {
+    let SecurityProfile::Localhost(path) = &spec.security.seccomp else { return Ok(None) };
+    if spec.security.privileged {
+        return Ok(None);
+    }
+    let what = || format!("read the seccomp profile {path}");
+    let meta = fs::metadata(path).map_err(doing(what()))?;
+    if !meta.is_file() || meta.len() > MAX_PROFILE {
+        return Err(PodError::Invalid(format!("seccomp profile {path}: not a file of at most {MAX_PROFILE} bytes")));
+    }
+    fs::read(path).map(Some).map_err(doing(what()))
+}
+
+/// Looks the wanted device nodes up on the host; a folder stands for all nodes below it.
+fn host_devices(spec: &ContainerSpec) -> Result<Vec<HostDevice>, PodError> {
+    let mut found = Vec::new();
+    for device in &spec.devices {
+        let permissions = if device.permissions.is_empty() { "rwm" } else { &device.permissions };
+        if !permissions.chars().all(|c| "rwm".contains(c)) {
+            return Err(PodError::Invalid(format!("devices.permissions: `{permissions}` has more than r, w and m")));
+        }
+        let what = || format!("look at the device {}", device.host_path);
+        let real = fs::canonicalize(&device.host_path).map_err(doing(what()))?;
+        let inside = if device.container_path.is_empty() { &device.host_path } else { &device.container_path };
+        collect_devices(&real, Path::new(inside), permissions, 0, &mut found).map_err(doing(what()))?;
+    }
+    Ok(found)
+}
+
+fn collect_devices(host: &Path, inside: &Path, permissions: &str, depth: u32, found: &mut Vec<HostDevice>) -> io::Result<()> {
+    if depth > 8 || found.len() > 4096 {
+        return Err(io::Error::other("there are too many devices below it"));
+    }
+    let meta = fs::symlink_metadata(host)?;
+    let kind = meta.file_type();
+    if kind.is_dir() {
+        for entry in fs::read_dir(host)? {
+            let entry = entry?;
+            let kind = entry.file_type()?;
+            if kind.is_dir() || kind.is_char_device() || kind.is_block_device() {
+                collect_devices(&entry.path(), &inside.join(entry.file_name()), permissions, depth + 1, found)?;
+            }
+        }
+        return Ok(());
+    }
+    let kind = if kind.is_char_device() {
+        'c'
+    } else if kind.is_block_device() {
+        'b'
+    } else {
+        return Err(io::Error::other("it is neither a device nor a folder of devices"));
+    };
+    found.push(HostDevice {
+        path: inside.to_string_lossy().into_owned(),
+        kind,
+        major: rustix::fs::major(meta.rdev()),
+        minor: rustix::fs::minor(meta.rdev()),
+        mode: meta.mode() & 0o7777,
+        uid: meta.uid(),
+        gid: meta.gid(),
+        permissions: permissions.to_owned(),
+    });
+    Ok(())
+}
+
+fn stop_signal(spec: &ContainerSpec, image: &Image) -> Signal {
+    let of_image = || image.config.stop_signal.as_deref().and_then(Signal::parse);
+    spec.stop_signal.or_else(of_image).unwrap_or(Signal::TERM)
+}
+
+fn log_path(pod: &PodSpec, spec: &ContainerSpec) -> Result<String, PodError> {
+    if pod.log_directory.is_empty() || spec.log_path.is_empty() {
+        return Ok(String::new());
+    }
+    let path = Path::new(&pod.log_directory).join(&spec.log_path);
+    let path = path.to_str().ok_or_else(|| PodError::Invalid("log_path: not UTF-8".into()))?;
+    Ok(path.to_owned())
+}
+
+/// Sources that are missing are made as folders, as the peers do; what is asked of propagation must be there to give.
+fn check_mounts(spec: &ContainerSpec) -> Result<(), PodError> {
+    for (index, mount) in spec.mounts.iter().enumerate() {
+        if mount.image.is_some() {
+            continue;
+        }
+        let what = || format!("look at mounts[{index}].host_path {}", mount.host_path);
+        match fs::metadata(&mount.host_path) {
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                fs::create_dir_all(&mount.host_path).map_err(doing(what()))?;
+            }
+            Err(error) => return Err(doing(what())(error)),
+        }
+        if mount.propagation == Propagation::Private {
+            continue;
+        }
+        let real = fs::canonicalize(&mount.host_path).map_err(doing(what()))?;
+        let (shared, slave) = propagation_of(&real).map_err(doing(what()))?;
+        let fits = match mount.propagation {
+            Propagation::Bidirectional => shared,
+            _ => shared || slave,
+        };
+        if !fits {
+            let (asked, needed) = match mount.propagation {
+                Propagation::Bidirectional => ("Bidirectional", "a shared mount"),
+                _ => ("HostToContainer", "a shared or slave mount"),
+            };
+            return Err(PodError::Invalid(format!(
+                "mounts[{index}].propagation: {asked} needs {} to be on {needed}; try `mount --make-rshared` on its mount point",
+                mount.host_path
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Whether the mount that holds `path` is (shared, slave), by the longest mount point of mountinfo that is above it.
+fn propagation_of(path: &Path) -> io::Result<(bool, bool)> {
+    let text = fs::read_to_string("/proc/self/mountinfo")?;
+    let mut best: (usize, (bool, bool)) = (0, (false, false));
+    for line in text.lines() {
+        let Some((front, _)) = line.split_once(" - ") else { continue };
+        let mut fields = front.split(' ');
+        let Some(point) = fields.nth(4).map(unescape) else { continue };
+        let options: Vec<&str> = fields.collect();
+        let depth = Path::new(&point).components().count();
+        if path.starts_with(&point) && depth >= best.0 {
+            let has = |kind: &str| options.iter().any(|option| option.starts_with(kind));
+            best = (depth, (has("shared:"), has("master:")));
+        }
+    }
+    Ok(best.1)
+}
+
+/// mountinfo writes space, tab, newline and backslash as octal.
+fn unescape(text: &str) -> String {
+    text.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
+}
+
+/// The folders of the overlay. The root of the container has the owner and mode of the topmost layer's.
+fn make_writable_layer(shared: &Shared, record: &ContainerRecord) -> Result<(), PodError> {
+    let folder = shared.store.container_folder(&record.pod, &record.id);
+    let make = || -> io::Result<()> {
+        for name in ["upper", "work"] {
+            fs::create_dir(folder.join(name))?;
+        }
+        let upper = folder.join("upper");
+        let (mode, uid, gid) = match record.image.layers.last() {
+            Some(top) => {
+                let meta = fs::metadata(shared.images.layers_dir().join(top))?;
+                (meta.mode() & 0o7777, meta.uid(), meta.gid())
+            }
+            None => {
+                // An overlay has at least one layer below.
+                fs::create_dir(folder.join("lower"))?;
+                (0o755, 0, 0)
+            }
+        };
+        std::os::unix::fs::chown(&upper, Some(uid), Some(gid))?;
+        fs::set_permissions(&upper, fs::Permissions::from_mode(mode))
+    };
+    make().map_err(doing("make the container's writable layer"))
+}
+
+/// Turns a stored spec into a plan.
+pub(crate) fn compile(shared: &Shared, record: &ContainerRecord, stored: &Stored) -> Result<Compiled, PodError> {
+    let name = |text: String| CString::new(text).map_err(|error| PodError::failed("name a layer", error));
+    let own = format!("../../pods/{}/containers/{}", record.pod, record.id);
+    let mut lower: Vec<CString> =
+        record.image.layers.iter().rev().map(|layer| name(layer.clone())).collect::<Result<_, _>>()?;
+    if lower.is_empty() {
+        lower.push(name(format!("{own}/lower"))?);
+    }
+    let rootfs = RootfsSource::Overlay { lower, upper: name(format!("{own}/upper"))?, work: name(format!("{own}/work"))? };
+    let inputs = PlanInputs {
+        spec: &stored.spec,
+        rootfs: &rootfs,
+        directories: &stored.directories,
+        cgroups: &shared.host.layout,
+        cgroup_path: Some(&record.cgroup),
+        inherited: 0,
+        last_cap: shared.host.facts.last_cap,
+        arch: shared.host.arch,
+        seccomp: &shared.seccomp,
+    };
+    let mut compiled = bowline_plan::compile(&inputs).map_err(|error| PodError::Invalid(error.to_string()))?;
+    compiled.plan.create_cwd = true;
+    share_shm(&mut compiled);
+    Ok(compiled)
+}
+
+/// /dev/shm of the pod is no tree of the host: the launcher has it in its own mount namespace.
+fn share_shm(compiled: &mut Compiled) {
+    use bowline_launch_plan::{Source, Step};
+    let is_shm = |descriptor: &bowline_plan::Descriptor| {
+        matches!(descriptor, bowline_plan::Descriptor::HostTree { path, .. } if path == SHM)
+    };
+    let Some(index) = compiled.descriptors.iter().position(is_shm) else { return };
+    compiled.descriptors.remove(index);
+    let gone = index as u16;
+    for step in &mut compiled.plan.steps {
+        let Step::Mount { source, .. } = step else { continue };
+        match source {
+            Source::Tree { fd } if *fd == gone => *source = Source::Path { path: c"/shm".into(), recursive: false },
+            Source::Tree { fd } if *fd > gone => *fd -= 1,
+            _ => {}
+        }
+    }
+    for join in &mut compiled.plan.join_namespaces {
+        if join.fd > gone {
+            join.fd -= 1;
+        }
+    }
+}
+
+/// The folder of a container's overlay that holds what it wrote.
+pub(crate) fn upper(shared: &Shared, pod: &SandboxId, id: &ContainerId) -> PathBuf {
+    shared.store.container_folder(pod, id).join("upper")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_root_mount_has_a_propagation() {
+        propagation_of(Path::new("/proc")).unwrap();
+        assert_eq!(unescape("/a\\040b\\134c"), "/a b\\c");
+    }
+}

@@ -1,0 +1,293 @@
+//! The front door: finds the actor, asks it, waits for its answer.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bowline_cni::Cni;
+use bowline_image::Images;
+use bowline_model::spec::{ContainerSpec, PodSpec, Resources};
+use bowline_model::{ContainerId, SandboxId};
+use bowline_store::Store;
+use tokio::sync::oneshot;
+
+use crate::actor::{self, ActorHandle, Command};
+use crate::error::doing;
+use crate::exec::{ExecOutput, exec_sync};
+use crate::host::Host;
+use crate::monitor::Program;
+use crate::shared::{Shared, blocking, now, random_id};
+use crate::stats::{self, Stats};
+use crate::view::{ContainerView, Views};
+use crate::{PodError, base, recover};
+
+/// How pods are set up.
+#[derive(Debug, Clone)]
+pub struct PodsConfig {
+    /// The daemon's root folder: records, layers, writable layers.
+    pub root: PathBuf,
+    /// The daemon's state folder, on a tmpfs: sockets, exits.
+    pub state: PathBuf,
+    /// The program `bowline-monitor`.
+    pub monitor: PathBuf,
+    /// Size of a pod's /dev/shm, bytes.
+    pub shm_size: u64,
+}
+
+/// The size of /dev/shm that every peer gives.
+pub const SHM_SIZE: u64 = 64 << 20;
+
+impl PodsConfig {
+    /// The usual sizes.
+    pub fn new(root: PathBuf, state: PathBuf, monitor: PathBuf) -> PodsConfig {
+        PodsConfig { root, state, monitor, shm_size: SHM_SIZE }
+    }
+}
+
+/// All pods of this daemon. Cheap to clone.
+#[derive(Clone)]
+pub struct Pods(pub(crate) Arc<Shared>);
+
+/// The longest grace period: a hundred years end nowhere near the end of the clock.
+const MAX_GRACE: Duration = Duration::from_secs(100 * 365 * 86_400);
+
+impl Pods {
+    /// Takes over what the records and the monitors say, and is ready to serve.
+    pub async fn open(config: PodsConfig, store: Store, images: Images, cni: Arc<Cni>) -> Result<Pods, PodError> {
+        let shared = blocking("look at the host", move || {
+            let host = Host::discover().map_err(doing("look at the host"))?;
+            let program = Program::load(&config.monitor)
+                .map_err(doing(format!("load the monitor program {}", config.monitor.display())))?;
+            std::fs::create_dir_all(config.state.join("pods")).map_err(doing("make the state folder"))?;
+            std::fs::create_dir_all(images.layers_dir()).map_err(doing("make the folder of layers"))?;
+            let base = base::make(&config.root).map_err(doing("make the base mount namespace"))?;
+            let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null");
+            let null = null.map_err(doing("open /dev/null"))?.into();
+            let instance = bowline_cni::InstanceTag::of_root(&config.root).as_str().to_owned();
+            let shared = Shared::new(config, store, images, cni, host, program, base, null, instance);
+            let monitors = std::ffi::CString::new(format!("{}/monitors", shared.cgroup_root()))
+                .map_err(doing("name a cgroup"))?;
+            for root in &shared.host.roots {
+                use std::os::fd::AsFd as _;
+                bowline_launch::make_cgroup(root.as_fd(), &monitors).map_err(doing("make the monitors' cgroup"))?;
+            }
+            Ok(Arc::new(shared))
+        })
+        .await?;
+        tokio::spawn(reap_links(shared.clone()));
+        recover::recover(&shared).await?;
+        Ok(Pods(shared))
+    }
+
+    /// What lists and statuses are answered from.
+    pub fn views(&self) -> &Views {
+        &self.0.views
+    }
+
+    /// The machine.
+    pub fn host(&self) -> &Host {
+        &self.0.host
+    }
+
+    /// The images.
+    pub fn images(&self) -> &Images {
+        &self.0.images
+    }
+
+    /// The network.
+    pub fn cni(&self) -> &Arc<Cni> {
+        &self.0.cni
+    }
+
+    /// The folders that this daemon works in.
+    pub fn config(&self) -> &PodsConfig {
+        &self.0.config
+    }
+
+    /// Brings a pod up. An equal call joins one that is under way, or gets the pod that is up.
+    pub async fn run_pod(&self, spec: PodSpec) -> Result<SandboxId, PodError> {
+        let handle = {
+            let mut actors = self.0.actors();
+            if actors.closed {
+                return Err(PodError::Unavailable("the daemon is going down".into()));
+            }
+            match actors.by_name.get(&spec.metadata) {
+                Some(handle) if *handle.spec == spec => handle.clone(),
+                Some(handle) => {
+                    let PodMetadata { name, namespace, attempt, .. } = &spec.metadata;
+                    return Err(PodError::Exists(format!(
+                        "sandbox {} is attempt {attempt} of pod {namespace}/{name} already, with another configuration; remove it first",
+                        handle.id
+                    )));
+                }
+                None => {
+                    let handle = actor::spawn(self.0.clone(), SandboxId::from_bytes(random_id()), Arc::new(spec));
+                    actors.by_name.insert(handle.spec.metadata.clone(), handle.clone());
+                    actors.by_id.insert(handle.id.clone(), handle.clone());
+                    handle
+                }
+            }
+        };
+        let mut born = handle.born.clone();
+        let result = match born.wait_for(Option::is_some).await {
+            Ok(result) => result.clone(),
+            Err(_) => None,
+        };
+        match result {
+            Some(Ok(())) if self.0.views.pod(&handle.id.to_string()).is_ok_and(|view| view.ready) => Ok(handle.id),
+            Some(Ok(())) => Err(PodError::Exists(format!(
+                "sandbox {} of the same name and attempt is there already, and not ready; remove it, or count the attempt up",
+                handle.id
+            ))),
+            Some(Err(error)) => Err(error),
+            None => Err(PodError::Unavailable("the daemon is going down".into())),
+        }
+    }
+
+    /// Ends a pod's containers and network. One that is unknown or down already is fine.
+    pub async fn stop_pod(&self, id: &SandboxId) -> Result<(), PodError> {
+        match self.actor(id) {
+            Some(actor) => ask(&actor, |reply| Command::StopPod { reply }).await.or_else(gone_is_fine),
+            None => Ok(()),
+        }
+    }
+
+    /// Removes a pod, and first stops it. One that is unknown is fine.
+    pub async fn remove_pod(&self, id: &SandboxId) -> Result<(), PodError> {
+        match self.actor(id) {
+            Some(actor) => ask(&actor, |reply| Command::RemovePod { reply }).await.or_else(gone_is_fine),
+            None => Ok(()),
+        }
+    }
+
+    /// Makes a container in a pod that is ready. An equal call joins, or gets the one that is there.
+    pub async fn create_container(&self, pod: &SandboxId, spec: ContainerSpec) -> Result<ContainerId, PodError> {
+        let missing = || PodError::NotFound { what: "pod sandbox", id: pod.to_string() };
+        let actor = self.actor(pod).ok_or_else(missing)?;
+        ask(&actor, |reply| Command::Create { spec: Box::new(spec), reply }).await
+    }
+
+    /// Runs a container's program; returns once it runs.
+    pub async fn start_container(&self, id: &ContainerId) -> Result<(), PodError> {
+        let actor = self.actor_of(id)?;
+        ask(&actor, |reply| Command::Start { id: id.clone(), reply }).await
+    }
+
+    /// Ends a container: stop signal, grace, then everything is killed. Returns once it has ended.
+    pub async fn stop_container(&self, id: &ContainerId, grace: Duration) -> Result<(), PodError> {
+        let actor = self.actor_of(id)?;
+        let kill_at = now().saturating_add(grace.min(MAX_GRACE).as_nanos() as i64);
+        ask(&actor, |reply| Command::Stop { id: id.clone(), kill_at, reply }).await
+    }
+
+    /// Removes a container, killing it if it runs. One that is unknown is fine.
+    pub async fn remove_container(&self, id: &ContainerId) -> Result<(), PodError> {
+        match self.actor_of(id) {
+            Ok(actor) => ask(&actor, |reply| Command::Remove { id: id.clone(), reply }).await.or_else(gone_is_fine),
+            Err(_) => Ok(()),
+        }
+    }
+
+    /// Goes on with a container's log in a new file at its path.
+    pub async fn reopen_log(&self, id: &ContainerId) -> Result<(), PodError> {
+        let actor = self.actor_of(id)?;
+        ask(&actor, |reply| Command::ReopenLog { id: id.clone(), reply }).await
+    }
+
+    /// Runs a command in a running container. `timeout`: none for ever; on expiry the command is killed.
+    pub async fn exec_sync(
+        &self,
+        id: &ContainerId,
+        command: Vec<String>,
+        timeout: Option<Duration>,
+    ) -> Result<ExecOutput, PodError> {
+        let actor = self.actor_of(id)?;
+        let ticket = ask(&actor, |reply| Command::Exec { id: id.clone(), reply }).await?;
+        exec_sync(ticket, command, timeout).await
+    }
+
+    /// Changes limits; zero and empty fields stay as they are.
+    pub async fn update_resources(&self, id: &ContainerId, resources: Resources) -> Result<(), PodError> {
+        let actor = self.actor_of(id)?;
+        ask(&actor, |reply| Command::Update { id: id.clone(), resources: Box::new(resources), reply }).await
+    }
+
+    /// What these containers use; those that could not be read are left out.
+    pub async fn stats(&self, containers: &[Arc<ContainerView>]) -> Vec<(Arc<ContainerView>, Stats)> {
+        stats::stats(&self.0, containers).await
+    }
+
+    /// The OCI runtime spec of a container, as JSON.
+    pub async fn runtime_spec(&self, container: &ContainerView) -> Option<String> {
+        let (shared, pod, id) = (self.0.clone(), container.pod.clone(), container.id.clone());
+        let read = tokio::task::spawn_blocking(move || {
+            let stored: serde_json::Value = shared.store.read_config(&pod, &id).ok()?;
+            Some(stored.to_string())
+        });
+        read.await.ok().flatten()
+    }
+
+    /// Ends nothing that runs: refuses new pods, waits a little for what is under way, and brings the records to disk.
+    pub async fn shutdown(&self) {
+        let actors: Vec<ActorHandle> = {
+            let mut actors = self.0.actors();
+            actors.closed = true;
+            actors.by_id.values().cloned().collect()
+        };
+        let idle = async {
+            for actor in actors {
+                let mut born = actor.born.clone();
+                let _ = born.wait_for(Option::is_some).await;
+                let (reply, done) = oneshot::channel();
+                if actor.commands.send(Command::Quiesce { reply }).await.is_ok() {
+                    let _ = done.await;
+                }
+            }
+        };
+        let _ = tokio::time::timeout(Duration::from_secs(10), idle).await;
+        let shared = self.0.clone();
+        let _ = tokio::task::spawn_blocking(move || shared.store.settle()).await;
+    }
+
+    fn actor(&self, id: &SandboxId) -> Option<ActorHandle> {
+        self.0.actors().by_id.get(id).cloned()
+    }
+
+    fn actor_of(&self, id: &ContainerId) -> Result<ActorHandle, PodError> {
+        let view = self.0.views.container(&id.to_string())?;
+        self.actor(&view.pod).ok_or_else(|| PodError::NotFound { what: "container", id: id.to_string() })
+    }
+}
+
+use bowline_model::spec::PodMetadata;
+
+/// Whoever asks for an end is content if there is nothing.
+fn gone_is_fine(error: PodError) -> Result<(), PodError> {
+    match error {
+        PodError::NotFound { .. } => Ok(()),
+        other => Err(other),
+    }
+}
+
+async fn ask<T>(
+    actor: &ActorHandle,
+    command: impl FnOnce(oneshot::Sender<Result<T, PodError>>) -> Command,
+) -> Result<T, PodError> {
+    let (reply, answer) = oneshot::channel();
+    let gone = || PodError::NotFound { what: "pod sandbox", id: actor.id.to_string() };
+    actor.commands.send(command(reply)).await.map_err(|_| gone())?;
+    answer.await.map_err(|_| gone())?
+}
+
+/// Deletes links of removed pods, in batches: the kernel waits for RCU once for all of a batch.
+async fn reap_links(shared: Arc<Shared>) {
+    loop {
+        shared.dying_links.notified().await;
+        let cni = shared.cni.clone();
+        match tokio::task::spawn_blocking(move || cni.reap()).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => tracing::warn!(error = %crate::chain(&error), "dying links could not be deleted; tried again"),
+            Err(error) => tracing::error!(%error, "the reaper of links failed"),
+        }
+    }
+}

@@ -1,0 +1,282 @@
+//! Bringing a pod up.
+//!
+//! ```text
+//!   record the intent --- state folder, socket, exits file
+//!        |
+//!        +-- network namespace --+-- CNI ADD ------------------+
+//!        |                       |                             |
+//!        +-- start the monitor --+-- setup (joins namespaces) -+-- hosts file -- commit -- record READY
+//! ```
+//!
+//! The two branches run side by side. Whatever fails, [`undo`] takes down what may be there, in reverse; every part of
+//! it is harmless for what is not there. If the network cannot be given back, the sandbox stays, NOTREADY, so that
+//! its client stops and removes it later.
+
+use std::ffi::CString;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::Arc;
+
+use bowline_cni::{PodNetworkRequest, PodRef};
+use bowline_model::SandboxId;
+use bowline_model::spec::{NamespaceMode, PodSpec, Protocol};
+use bowline_monitor_proto::{Answer, MonitorCgroup, Request, Setup};
+use bowline_store::{NetworkRecord, PodLife, PodRecord, VERSION};
+use tokio::sync::mpsc;
+
+use crate::error::doing;
+use crate::files::{self, PodFiles};
+use crate::monitor::{self, Heard, Monitor};
+use crate::shared::{Shared, blocking};
+use crate::{PodError, netns};
+
+/// A pod that is up.
+pub(crate) struct Up {
+    pub record: PodRecord,
+    pub monitor: Arc<Monitor>,
+    pub heard: mpsc::Receiver<Heard>,
+}
+
+/// How many events of one monitor may wait; a monitor that finds it full waits in its socket.
+const EVENTS: usize = 64;
+
+/// Brings a pod up, or leaves nothing behind.
+pub(crate) async fn bring_up(shared: &Arc<Shared>, id: &SandboxId, spec: &Arc<PodSpec>) -> Result<Up, (PodError, Option<PodRecord>)> {
+    let record = PodRecord {
+        version: VERSION,
+        boot: shared.host.boot.clone(),
+        id: id.clone(),
+        spec: (**spec).clone(),
+        created_at: shared.created_now(),
+        life: PodLife::Creating,
+        cleaned: false,
+        network: None,
+        monitor: 0,
+        cgroup: cgroup_of(shared, id, spec),
+    };
+    match steps(shared, record.clone()).await {
+        Ok(up) => Ok(up),
+        Err(error) => {
+            tracing::warn!(pod = %id, error = %crate::chain(&error), "a pod could not be brought up");
+            Err((error, undo(shared, record).await))
+        }
+    }
+}
+
+/// Takes down what a failed or interrupted start may have left. The record that must stay, if the network does.
+pub(crate) async fn undo(shared: &Arc<Shared>, mut record: PodRecord) -> Option<PodRecord> {
+    match crate::stop_pod::take_down(shared, &record, None, &[]).await {
+        Ok(()) => {
+            let (shared, id) = (shared.clone(), record.id.clone());
+            let removed = blocking("remove a pod's record", move || {
+                shared.store.remove_pod(&id).map_err(doing("remove the pod's record"))
+            });
+            if let Err(error) = removed.await {
+                tracing::error!(pod = %record.id, error = %crate::chain(&error), "a record is left behind");
+            }
+            None
+        }
+        Err(error) => {
+            tracing::error!(pod = %record.id, error = %crate::chain(&error), "a failed pod could not be taken down; it stays, not ready");
+            record.life = PodLife::NotReady;
+            if let Err(error) = shared.store.write_pod(&record) {
+                tracing::error!(pod = %record.id, error = %crate::chain(&error), "could not record that");
+            }
+            Some(record)
+        }
+    }
+}
+
+fn cgroup_of(shared: &Shared, id: &SandboxId, spec: &PodSpec) -> String {
+    let parent = spec.cgroup_parent.trim_matches('/');
+    if parent.is_empty() { format!("{}/{id}", shared.cgroup_root()) } else { parent.to_owned() }
+}
+
+/// The hostname that the pod's processes see.
+pub(crate) fn hostname(shared: &Shared, id: &SandboxId, spec: &PodSpec) -> String {
+    if spec.security.namespaces.network == NamespaceMode::Node {
+        shared.host.hostname.clone()
+    } else if spec.hostname.is_empty() {
+        id.short()
+    } else {
+        spec.hostname.clone()
+    }
+}
+
+async fn steps(shared: &Arc<Shared>, mut record: PodRecord) -> Result<Up, PodError> {
+    let own_network = record.spec.security.namespaces.network != NamespaceMode::Node;
+    // The intent comes first: whatever is made from here on can be found again by the id that it holds.
+    let files = {
+        let (shared, record) = (shared.clone(), record.clone());
+        blocking("prepare the pod", move || {
+            shared.store.write_pod(&record).map_err(doing("record the pod"))?;
+            files::make(&shared.config.state, &record.id).map_err(doing("make the pod's state folder"))
+        })
+        .await?
+    };
+    let network = if own_network {
+        let made = blocking("make a network namespace", || netns::make().map_err(doing("make a network namespace")));
+        let (made, started) = tokio::join!(made, start_monitor(shared, &record.id));
+        (Some(Arc::new(made?)), started?)
+    } else {
+        (None, start_monitor(shared, &record.id).await?)
+    };
+    let (network, (monitor, heard, pid)) = network;
+    record.monitor = pid;
+    let attach = attach(shared, &record, network.clone());
+    let setup = set_up(shared, &record, &monitor, &files, network.as_deref());
+    let (attached, set_up) = tokio::join!(attach, setup);
+    record.network = attached?;
+    set_up?;
+    {
+        let (shared, record) = (shared.clone(), record.clone());
+        blocking("write the pod's files", move || {
+            let ips = record.network.as_ref().map_or(&[][..], |network| &network.ips);
+            let hostname = hostname(&shared, &record.id, &record.spec);
+            files::write_names(&shared.config.state, &record.id, &record.spec, &hostname, ips)
+                .map_err(doing("write the pod's hosts file"))
+        })
+        .await?;
+    }
+    expect_done(monitor.call(Request::Commit, &[]).await, "commit the pod's monitor")?;
+    record.life = PodLife::Ready;
+    shared.store.write_pod(&record).map_err(doing("record the pod"))?;
+    Ok(Up { record, monitor, heard })
+}
+
+async fn start_monitor(
+    shared: &Arc<Shared>,
+    id: &SandboxId,
+) -> Result<(Arc<Monitor>, mpsc::Receiver<Heard>, i32), PodError> {
+    let (child, socket) = {
+        let (shared, id) = (shared.clone(), id.to_string());
+        blocking("start the pod's monitor", move || {
+            shared.program.start(&id).map_err(doing("start the pod's monitor"))
+        })
+        .await?
+    };
+    let pid = child.id().map_or(0, |pid| pid as i32);
+    monitor::reap(child);
+    let (send, heard) = mpsc::channel(EVENTS);
+    let monitor = Monitor::attach(socket, send).map_err(doing("talk to the pod's monitor"))?;
+    Ok((monitor, heard, pid))
+}
+
+/// CNI ADD, for a pod with a network of its own.
+async fn attach(
+    shared: &Arc<Shared>,
+    record: &PodRecord,
+    network: Option<Arc<OwnedFd>>,
+) -> Result<Option<NetworkRecord>, PodError> {
+    let Some(network) = network else { return Ok(None) };
+    let (shared, id, spec) = (shared.clone(), record.id.clone(), record.spec.clone());
+    let cgroup = format!("/{}", record.cgroup);
+    blocking("attach the pod to the network", move || {
+        let path = files::folder(&shared.config.state, &id).join("netns");
+        let pinned = shared.cni.needs_netns_path();
+        if pinned {
+            netns::pin(&network, &path).map_err(doing("pin the pod's network namespace"))?;
+        }
+        let id = id.to_string();
+        let ports = port_mappings(&spec)?;
+        let dns = spec.dns.as_ref().map(|dns| bowline_cni::DnsConfig {
+            servers: dns.servers.clone(),
+            searches: dns.searches.clone(),
+            options: dns.options.clone(),
+        });
+        let annotations: Vec<(String, String)> = spec.annotations.clone().into_iter().collect();
+        let request = PodNetworkRequest {
+            pod: pod_ref(&id, &spec),
+            netns: network.as_fd(),
+            netns_path: pinned.then_some(path.as_path()),
+            if_name: "eth0",
+            port_mappings: &ports,
+            dns: dns.as_ref(),
+            bandwidth: None,
+            cgroup_path: Some(&cgroup),
+            annotations: &annotations,
+            ips: &[],
+            mac: None,
+        };
+        let added = shared.cni.add(&request).map_err(doing("attach the pod to the network"))?;
+        Ok(Some(NetworkRecord { ips: added.ips.iter().map(ToString::to_string).collect(), result: added.result_json }))
+    })
+    .await
+}
+
+/// How CNI names a pod.
+pub(crate) fn pod_ref<'a>(id: &'a str, spec: &'a PodSpec) -> PodRef<'a> {
+    let metadata = &spec.metadata;
+    PodRef { sandbox_id: id, name: &metadata.name, namespace: &metadata.namespace, uid: &metadata.uid }
+}
+
+fn port_mappings(spec: &PodSpec) -> Result<Vec<bowline_cni::PortMapping>, PodError> {
+    let published = spec.port_mappings.iter().filter(|mapping| mapping.host_port != 0);
+    published
+        .map(|mapping| {
+            let host_ip = match mapping.host_ip.as_str() {
+                "" => None,
+                text => Some(text.parse().map_err(|_| {
+                    PodError::Invalid(format!("port_mappings.host_ip: `{text}` is no IP address"))
+                })?),
+            };
+            let protocol = match mapping.protocol {
+                Protocol::Tcp => bowline_cni::Protocol::Tcp,
+                Protocol::Udp => bowline_cni::Protocol::Udp,
+                Protocol::Sctp => bowline_cni::Protocol::Sctp,
+            };
+            let (container_port, host_port) = (mapping.container_port, mapping.host_port);
+            Ok(bowline_cni::PortMapping { protocol, container_port, host_port, host_ip })
+        })
+        .collect()
+}
+
+/// Tells the monitor what to build.
+async fn set_up(
+    shared: &Arc<Shared>,
+    record: &PodRecord,
+    monitor: &Monitor,
+    files: &PodFiles,
+    network: Option<&OwnedFd>,
+) -> Result<(), PodError> {
+    let namespaces = &record.spec.security.namespaces;
+    let host_network = namespaces.network == NamespaceMode::Node;
+    let own_ipc = namespaces.ipc != NamespaceMode::Node;
+    let text = |text: String| CString::new(text).map_err(|_| PodError::Invalid("a name of the pod has a NUL inside".into()));
+    let sysctls = record.spec.sysctls.iter().map(|(name, value)| {
+        Ok((text(name.replace('.', "/"))?, text(value.clone())?))
+    });
+    let monitors = format!("{}/monitors", shared.cgroup_root());
+    let setup = Setup {
+        sandbox: record.id.to_string(),
+        layers: text(format!("{}/images/layers", crate::base::STORE))?,
+        shm_size: if own_ipc { shared.config.shm_size } else { 0 },
+        network: network.is_some(),
+        own_ipc,
+        hostname: if host_network { None } else { Some(text(hostname(shared, &record.id, &record.spec))?) },
+        shared_pids: namespaces.pid == NamespaceMode::Pod,
+        sysctls: sysctls.collect::<Result<_, PodError>>()?,
+        hierarchies: shared.host.roots.len() as u8,
+        unified: shared.host.layout.unified(),
+        memory: shared.host.memory(),
+        cgroups: (0..shared.host.roots.len() as u8)
+            .map(|hierarchy| Ok(MonitorCgroup { hierarchy, path: text(monitors.clone())? }))
+            .collect::<Result<_, PodError>>()?,
+    };
+    let mut descriptors = vec![shared.base.as_fd(), files.exits.as_fd(), files.listener.as_fd(), shared.null.as_fd()];
+    descriptors.extend(network.map(|network| network.as_fd()));
+    descriptors.extend(shared.host.roots.iter().map(|root| root.as_fd()));
+    expect_done(monitor.call(Request::Setup { setup }, &descriptors).await, "set the pod up")
+}
+
+/// Anything but success is an error that says what the monitor said.
+pub(crate) fn expect_done(
+    answer: Result<(Answer, Vec<OwnedFd>), monitor::MonitorError>,
+    what: &str,
+) -> Result<(), PodError> {
+    match answer.map_err(doing(what))?.0 {
+        Answer::Done | Answer::Launched { .. } => Ok(()),
+        Answer::Failed { text, .. } => Err(PodError::failed(what, text)),
+        Answer::Refused { why } => Err(PodError::failed(what, format!("the monitor refused: {why:?}"))),
+        other => Err(PodError::failed(what, format!("the monitor answered {other:?}"))),
+    }
+}

@@ -1,0 +1,137 @@
+//! What all actors share.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bowline_cni::Cni;
+use bowline_image::Images;
+use bowline_model::SandboxId;
+use bowline_model::spec::PodMetadata;
+use bowline_plan::seccomp::SeccompCache;
+use bowline_store::Store;
+use tokio::sync::Notify;
+
+use crate::actor::ActorHandle;
+use crate::handle::PodsConfig;
+use crate::host::Host;
+use crate::monitor::Program;
+use crate::stats::Usage;
+use crate::view::Views;
+
+pub(crate) struct Shared {
+    pub config: PodsConfig,
+    pub store: Store,
+    pub images: Images,
+    pub cni: Arc<Cni>,
+    pub host: Host,
+    pub program: Program,
+    /// The base mount namespace.
+    pub base: OwnedFd,
+    pub null: OwnedFd,
+    pub views: Views,
+    pub seccomp: SeccompCache,
+    /// Tells daemons of one machine apart.
+    pub instance: String,
+    pub actors: Mutex<Actors>,
+    pub usage: Usage,
+    /// Wakes the reaper of links.
+    pub dying_links: Notify,
+    last_created: AtomicI64,
+}
+
+/// Actors by name and by id.
+#[derive(Default)]
+pub(crate) struct Actors {
+    pub by_name: HashMap<PodMetadata, ActorHandle>,
+    pub by_id: HashMap<SandboxId, ActorHandle>,
+    /// The daemon is going down: nothing new begins.
+    pub closed: bool,
+}
+
+impl Shared {
+    #[allow(clippy::too_many_arguments)]
+    pub fn new(
+        config: PodsConfig,
+        store: Store,
+        images: Images,
+        cni: Arc<Cni>,
+        host: Host,
+        program: Program,
+        base: OwnedFd,
+        null: OwnedFd,
+        instance: String,
+    ) -> Shared {
+        Shared {
+            config,
+            store,
+            images,
+            cni,
+            host,
+            program,
+            base,
+            null,
+            views: Views::default(),
+            seccomp: SeccompCache::default(),
+            instance,
+            actors: Mutex::default(),
+            usage: Usage::default(),
+            dying_links: Notify::new(),
+            last_created: AtomicI64::new(0),
+        }
+    }
+
+    pub fn actors(&self) -> std::sync::MutexGuard<'_, Actors> {
+        self.actors.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A time of creation later than all before: the kubelet orders by it.
+    pub fn created_now(&self) -> i64 {
+        let now = now();
+        let before = self.last_created.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| Some(now.max(last + 1)));
+        before.map_or(now, |last| now.max(last + 1))
+    }
+
+    /// A record from before counts for the order as well.
+    pub fn seen_created(&self, at: i64) {
+        self.last_created.fetch_max(at, Ordering::Relaxed);
+    }
+
+    /// The cgroup folder that holds everything of this daemon, below the root of each hierarchy.
+    pub fn cgroup_root(&self) -> String {
+        format!("bowline/{}", self.instance)
+    }
+}
+
+/// The clock, nanoseconds since the epoch.
+pub(crate) fn now() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as i64)
+}
+
+/// 32 random bytes from the kernel.
+pub(crate) fn random_id() -> [u8; 32] {
+    let mut bytes = [0u8; 32];
+    let mut filled = 0;
+    while filled < bytes.len() {
+        match rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty()) {
+            Ok(len) => filled += len,
+            Err(rustix::io::Errno::INTR) => {}
+            // There is no kernel without getrandom(2) above our floor.
+            Err(_) => break,
+        }
+    }
+    bytes
+}
+
+/// Runs blocking work on a thread of its own kind; a panic there is an error here.
+pub(crate) async fn blocking<T: Send + 'static>(
+    what: &'static str,
+    work: impl FnOnce() -> Result<T, crate::PodError> + Send + 'static,
+) -> Result<T, crate::PodError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(crate::PodError::failed(what, error)),
+    }
+}
