@@ -1,0 +1,333 @@
+//! `bowline serve`: reads the configuration, puts the parts together, recovers, serves, drains.
+//!
+//! The order matters. Locks come first, so that a second daemon ends before it touches anything; the socket comes last,
+//! so that whoever can connect finds everything recovered.
+
+use std::error::Error;
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bowline_cni::{Cni, CniConfig};
+use bowline_cri::ServerInfo;
+use bowline_image::{Images, ImagesConfig, Unpacker};
+use bowline_pods::{Pods, PodsConfig, chain};
+use bowline_store::{Store, StoreError};
+use futures_util::Stream;
+use rustix::fs::Mode;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::oneshot;
+use tonic::transport::Server;
+
+use crate::config::{self, Config, ConfigError, Flags};
+use crate::listen::{ListenError, listen, private_folder};
+use crate::log::{self, Format, Level};
+use crate::notify::notify;
+
+/// How long calls under way may go on after the signal to end. Operations outlive their calls anyway: this is for the
+/// answers.
+const DRAIN: Duration = Duration::from_secs(5);
+/// How often the network's configuration and plugins are looked at.
+const NETWORK_WATCH: Duration = Duration::from_secs(5);
+/// The pause after a connection could not be accepted, for want of descriptors as a rule.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Flags of `bowline serve`; `docs/operate/configuration.md` tells of files and defaults.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Configuration file [default: /etc/bowline/config.toml, if it is there]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Folder of records and images [default: /var/lib/bowline]
+    #[arg(long, value_name = "DIR")]
+    root: Option<PathBuf>,
+    /// Folder of what is gone after a reboot [default: /run/bowline]
+    #[arg(long, value_name = "DIR")]
+    state: Option<PathBuf>,
+    /// Socket to serve CRI on [default: unix:///run/bowline/bowline.sock]
+    #[arg(long, value_name = "unix:///PATH")]
+    listen: Option<String>,
+    /// Have a bridge network when there is no CNI configuration
+    #[arg(long)]
+    default_network: bool,
+    /// What to log [default: info]
+    #[arg(long, value_enum)]
+    log_level: Option<Level>,
+    /// How to log [default: text]
+    #[arg(long, value_enum)]
+    log_format: Option<Format>,
+}
+
+/// Why the daemon ended.
+#[derive(Debug, thiserror::Error)]
+enum ServeError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error("another daemon uses {}; give this one a folder of its own with --state", .0.display())]
+    StateInUse(PathBuf),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    #[error("could not {doing}")]
+    Failed { doing: &'static str, source: Box<dyn Error + Send + Sync> },
+}
+
+impl ServeError {
+    fn failed<E: Into<Box<dyn Error + Send + Sync>>>(doing: &'static str) -> impl FnOnce(E) -> ServeError {
+        move |source| ServeError::Failed { doing, source: source.into() }
+    }
+
+    fn status(&self) -> ExitCode {
+        match self {
+            ServeError::Config(_) => ExitCode::from(2),
+            ServeError::StateInUse(_)
+            | ServeError::Store(StoreError::InUse { .. })
+            | ServeError::Listen(ListenError::InUse(_)) => ExitCode::from(3),
+            ServeError::Store(_) | ServeError::Listen(_) | ServeError::Failed { .. } => ExitCode::FAILURE,
+        }
+    }
+}
+
+/// Runs the daemon to its end.
+pub(crate) fn main(args: Args) -> ExitCode {
+    let flags = Flags {
+        root: args.root,
+        state: args.state,
+        listen: args.listen,
+        default_network: args.default_network,
+        log_level: args.log_level,
+        log_format: args.log_format,
+    };
+    let outcome = config::load(args.config.as_deref(), flags).map_err(ServeError::from).and_then(|config| {
+        log::init(config.settings.log.level, config.settings.log.format);
+        run(config)
+    });
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Before the log runs this line is dropped; the other one is for people either way.
+            tracing::error!(reason = chain(&error), "the daemon ends");
+            eprintln!("bowline serve: {}", chain(&error));
+            error.status()
+        }
+    }
+}
+
+fn run(config: Config) -> Result<(), ServeError> {
+    // Files that we make for pods must be readable inside, whatever shell started us.
+    rustix::process::umask(Mode::WGRP | Mode::WOTH);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        // Work that takes long is the monitors' and the blocking threads'.
+        .worker_threads(2)
+        .thread_name("bowline")
+        .enable_all()
+        .build()
+        .map_err(ServeError::failed("start the threads"))?;
+    let outcome = runtime.block_on(serve(config));
+    // A blocking thread that hangs on a dead disk must not keep the daemon from ending.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    outcome
+}
+
+async fn serve(config: Config) -> Result<(), ServeError> {
+    let began = Instant::now();
+    let signals = Signals::new().map_err(ServeError::failed("wait for signals"))?;
+    let store = Store::open(&config.root)?;
+    private_folder(&config.state).map_err(ServeError::failed("make the state folder"))?;
+    let _state_lock = lock(&config.state)?;
+
+    let images = Images::open(images_config(&config)).await.map_err(ServeError::failed("open the images"))?;
+    let cni = Arc::new(Cni::new(cni_config(&config)).map_err(ServeError::failed("set up the network"))?);
+    repair(&cni).await;
+    let pods_config = PodsConfig {
+        root: config.root.clone(),
+        state: config.state.clone(),
+        monitor: config.monitor.clone(),
+    };
+    let pods = Pods::open(pods_config, store, images.clone(), cni.clone())
+        .await
+        .map_err(ServeError::failed("recover the pods"))?;
+
+    let socket = listen(&config.socket)?;
+    let socket = UnixListener::from_std(socket).map_err(ServeError::failed("listen"))?;
+    tokio::spawn(watch_network(cni));
+    // Only now: the layers of recovered containers are held again.
+    tokio::spawn(async move { images.collect().await });
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        root = %config.root.display(),
+        listen = %config.socket.display(),
+        pods = pods.views().pods().len(),
+        millis = began.elapsed().as_millis() as u64,
+        "serving"
+    );
+    serve_until_signal(&config, pods, socket, signals).await
+}
+
+async fn serve_until_signal(
+    config: &Config,
+    pods: Pods,
+    socket: UnixListener,
+    mut signals: Signals,
+) -> Result<(), ServeError> {
+    let (runtime, image) = bowline_cri::services(pods.clone(), server_info(config));
+    let (stop, stopped) = oneshot::channel::<()>();
+    let server = Server::builder().add_service(runtime).add_service(image);
+    let mut serving = tokio::spawn(server.serve_with_incoming_shutdown(connections(socket), async move {
+        // A dropped sender stops us just as well.
+        let _ = stopped.await;
+    }));
+    notify("READY=1");
+
+    let ended_early = tokio::select! {
+        ended = &mut serving => Some(ended),
+        name = signals.to_end() => {
+            tracing::info!(signal = name, "ending; pods go on");
+            None
+        }
+    };
+    notify("STOPPING=1");
+    // Clients find nobody at once, instead of a queue that nobody serves.
+    if let Err(error) = fs::remove_file(&config.socket) {
+        tracing::debug!(%error, "the socket was removed by somebody else");
+    }
+    if ended_early.is_none() {
+        let _ = stop.send(());
+        if tokio::time::timeout(DRAIN, &mut serving).await.is_err() {
+            serving.abort();
+        }
+    }
+    pods.shutdown().await;
+    match ended_early {
+        None => Ok(()),
+        Some(Ok(Ok(()))) => Err(ServeError::failed("go on serving")("the server ended by itself")),
+        Some(Ok(Err(error))) => Err(ServeError::failed("serve")(error)),
+        Some(Err(error)) => Err(ServeError::failed("serve")(error)),
+    }
+}
+
+/// Accepted connections, for ever: no error of one accept ends the daemon.
+fn connections(socket: UnixListener) -> impl Stream<Item = io::Result<UnixStream>> {
+    futures_util::stream::unfold(socket, |socket| async move {
+        loop {
+            match socket.accept().await {
+                Ok((connection, _)) => return Some((Ok(connection), socket)),
+                Err(error) => {
+                    tracing::warn!(%error, "could not accept a connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    })
+}
+
+/// Two daemons with roots of their own may still have been given one state folder.
+fn lock(state: &Path) -> Result<File, ServeError> {
+    let file = File::options().create(true).truncate(false).write(true).open(state.join("lock"));
+    let file = file.map_err(ServeError::failed("open the lock of the state folder"))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(ServeError::StateInUse(state.to_owned())),
+        Err(TryLockError::Error(error)) => Err(ServeError::failed("lock the state folder")(error)),
+    }
+}
+
+fn images_config(config: &Config) -> ImagesConfig {
+    // By way of /proc, so that an upgrade that replaces our file does not mix two versions.
+    let unpacker = Unpacker::Process { program: "/proc/self/exe".into(), args: vec!["unpack".into()] };
+    let mut images = ImagesConfig::new(config.root.join("images"), unpacker);
+    let settings = &config.settings.images;
+    if let Some(folders) = &settings.registry_config_dirs {
+        images.registry_config_dirs.clone_from(folders);
+    }
+    if let Some(number) = settings.max_concurrent_downloads {
+        images.max_concurrent_downloads = number.get() as usize;
+    }
+    if let Some(seconds) = settings.stall_timeout_seconds {
+        images.stall_timeout = Duration::from_secs(seconds.get().into());
+    }
+    images.pinned.clone_from(&settings.pinned);
+    images
+}
+
+fn cni_config(config: &Config) -> CniConfig {
+    let mut cni = CniConfig::below(&config.root);
+    if let Some(folders) = &config.settings.cni.conf_dirs {
+        cni.conf_dirs.clone_from(folders);
+    }
+    if let Some(folders) = &config.settings.cni.bin_dirs {
+        cni.bin_dirs.clone_from(folders);
+    }
+    cni.default_network.clone_from(&config.default_network);
+    cni
+}
+
+fn server_info(config: &Config) -> ServerInfo {
+    ServerInfo {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        state: config.state.clone(),
+        root: config.root.clone(),
+        settings: serde_json::to_value(&config.settings).unwrap_or_default(),
+    }
+}
+
+/// Puts back rules that others took away while we were not there. What cannot be put back is no reason not to serve:
+/// pods that need none of it go on.
+async fn repair(cni: &Arc<Cni>) {
+    let cni = cni.clone();
+    match tokio::task::spawn_blocking(move || cni.repair()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(reason = chain(&error), "some network rules could not be put back"),
+        Err(error) => tracing::error!(%error, "putting network rules back broke off"),
+    }
+}
+
+/// Sees new conflists, and asks plugins that are executed how they are, so that a status need not.
+async fn watch_network(cni: Arc<Cni>) {
+    loop {
+        let looking = cni.clone();
+        let look = move || {
+            let changed = looking.reload_if_changed();
+            looking.probe_plugins();
+            changed
+        };
+        if let Ok(true) = tokio::task::spawn_blocking(look).await {
+            tracing::info!(status = ?cni.status(), "the network configuration changed");
+        }
+        tokio::time::sleep(NETWORK_WATCH).await;
+    }
+}
+
+/// The signals that we act on.
+struct Signals {
+    term: Signal,
+    int: Signal,
+    hup: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Signals> {
+        Ok(Signals {
+            term: signal(SignalKind::terminate())?,
+            int: signal(SignalKind::interrupt())?,
+            hup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// Waits for one that asks us to end.
+    async fn to_end(&mut self) -> &'static str {
+        loop {
+            tokio::select! {
+                _ = self.term.recv() => return "SIGTERM",
+                _ = self.int.recv() => return "SIGINT",
+                // Closing a terminal must not end a node's runtime; and there is nothing to read again.
+                _ = self.hup.recv() => tracing::info!("SIGHUP does nothing; a new configuration needs a restart"),
+            }
+        }
+    }
+}

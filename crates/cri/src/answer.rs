@@ -1,0 +1,34 @@
+//! What every call has in common: it is answered, and it is told in the log.
+
+use std::time::Instant;
+
+use tonic::{Code, Response, Status};
+
+/// Awaits the outcome of a call and tells of it. Requests are never logged: they hold environments, command lines and
+/// credentials.
+pub(crate) async fn answer<T>(
+    call: &'static str,
+    outcome: impl Future<Output = Result<T, Status>>,
+) -> Result<Response<T>, Status> {
+    let began = Instant::now();
+    let outcome = outcome.await;
+    let millis = began.elapsed().as_millis() as u64;
+    match &outcome {
+        Ok(_) => tracing::debug!(call, millis, "answered"),
+        Err(status) if is_ours(status.code()) => {
+            tracing::warn!(call, millis, code = ?status.code(), reason = status.message(), "failed");
+        }
+        Err(status) => {
+            tracing::info!(call, millis, code = ?status.code(), reason = status.message(), "refused");
+        }
+    }
+    outcome.map(Response::new)
+}
+
+/// Whether an operator should look: the others are the client's mistake or its normal curiosity.
+fn is_ours(code: Code) -> bool {
+    matches!(
+        code,
+        Code::Unknown | Code::Internal | Code::DataLoss | Code::ResourceExhausted | Code::Unavailable
+    )
+}

@@ -1,0 +1,215 @@
+//! The route table of RuntimeService.
+
+use std::sync::Arc;
+
+use bowline_cri_proto::v1;
+use bowline_cri_proto::v1::runtime_service_server::RuntimeService;
+use bowline_pods::Pods;
+use tonic::{Request, Response, Status};
+
+use crate::answer::answer;
+use crate::container_stats::{container_stats, list_container_stats};
+use crate::container_status::container_status;
+use crate::create_container::create_container;
+use crate::exec_sync::exec_sync;
+use crate::list_containers::list_containers;
+use crate::list_pod_sandbox::list_pod_sandbox;
+use crate::pod_sandbox_status::pod_sandbox_status;
+use crate::run_pod_sandbox::run_pod_sandbox;
+use crate::status::status;
+use crate::stop_container::stop_container;
+use crate::update_container_resources::update_container_resources;
+use crate::{ServerInfo, codes, find};
+
+/// The calls of RuntimeService.
+pub struct RuntimeCalls {
+    pub(crate) pods: Pods,
+    pub(crate) info: Arc<ServerInfo>,
+}
+
+/// What every call gives.
+type Answer<T> = Result<Response<T>, Status>;
+
+#[tonic::async_trait]
+impl RuntimeService for RuntimeCalls {
+    async fn version(&self, _: Request<v1::VersionRequest>) -> Answer<v1::VersionResponse> {
+        answer("Version", async { Ok(version(&self.info)) }).await
+    }
+
+    async fn status(&self, request: Request<v1::StatusRequest>) -> Answer<v1::StatusResponse> {
+        answer("Status", async { Ok(status(&self.pods, &self.info, request.into_inner().verbose)) }).await
+    }
+
+    async fn runtime_config(
+        &self,
+        _: Request<v1::RuntimeConfigRequest>,
+    ) -> Answer<v1::RuntimeConfigResponse> {
+        answer("RuntimeConfig", async {
+            let linux = v1::LinuxRuntimeConfiguration { cgroup_driver: v1::CgroupDriver::Cgroupfs.into() };
+            Ok(v1::RuntimeConfigResponse { linux: Some(linux) })
+        })
+        .await
+    }
+
+    /// Tells the pod CIDR, which the conflist says better.
+    async fn update_runtime_config(
+        &self,
+        _: Request<v1::UpdateRuntimeConfigRequest>,
+    ) -> Answer<v1::UpdateRuntimeConfigResponse> {
+        answer("UpdateRuntimeConfig", async { Ok(v1::UpdateRuntimeConfigResponse {}) }).await
+    }
+
+    async fn run_pod_sandbox(
+        &self,
+        request: Request<v1::RunPodSandboxRequest>,
+    ) -> Answer<v1::RunPodSandboxResponse> {
+        answer("RunPodSandbox", run_pod_sandbox(&self.pods, request.into_inner())).await
+    }
+
+    async fn stop_pod_sandbox(
+        &self,
+        request: Request<v1::StopPodSandboxRequest>,
+    ) -> Answer<v1::StopPodSandboxResponse> {
+        answer("StopPodSandbox", async {
+            let id = find::pod_id(&self.pods, &request.into_inner().pod_sandbox_id);
+            if let Some(id) = find::gone_is_fine(id)? {
+                let stopped = self.pods.stop_pod(&id).await;
+                find::gone_is_fine(stopped.map_err(|error| codes::of_pod(&error)))?;
+            }
+            Ok(v1::StopPodSandboxResponse {})
+        })
+        .await
+    }
+
+    async fn remove_pod_sandbox(
+        &self,
+        request: Request<v1::RemovePodSandboxRequest>,
+    ) -> Answer<v1::RemovePodSandboxResponse> {
+        answer("RemovePodSandbox", async {
+            let id = find::pod_id(&self.pods, &request.into_inner().pod_sandbox_id);
+            if let Some(id) = find::gone_is_fine(id)? {
+                let removed = self.pods.remove_pod(&id).await;
+                find::gone_is_fine(removed.map_err(|error| codes::of_pod(&error)))?;
+            }
+            Ok(v1::RemovePodSandboxResponse {})
+        })
+        .await
+    }
+
+    async fn pod_sandbox_status(
+        &self,
+        request: Request<v1::PodSandboxStatusRequest>,
+    ) -> Answer<v1::PodSandboxStatusResponse> {
+        answer("PodSandboxStatus", async { pod_sandbox_status(&self.pods, &request.into_inner()) }).await
+    }
+
+    async fn list_pod_sandbox(
+        &self,
+        request: Request<v1::ListPodSandboxRequest>,
+    ) -> Answer<v1::ListPodSandboxResponse> {
+        answer("ListPodSandbox", async { list_pod_sandbox(&self.pods, request.into_inner().filter) }).await
+    }
+
+    async fn create_container(
+        &self,
+        request: Request<v1::CreateContainerRequest>,
+    ) -> Answer<v1::CreateContainerResponse> {
+        answer("CreateContainer", create_container(&self.pods, request.into_inner())).await
+    }
+
+    async fn start_container(
+        &self,
+        request: Request<v1::StartContainerRequest>,
+    ) -> Answer<v1::StartContainerResponse> {
+        answer("StartContainer", async {
+            let id = find::container_id(&self.pods, &request.into_inner().container_id)?;
+            self.pods.start_container(&id).await.map_err(|error| codes::of_pod(&error))?;
+            Ok(v1::StartContainerResponse {})
+        })
+        .await
+    }
+
+    async fn stop_container(
+        &self,
+        request: Request<v1::StopContainerRequest>,
+    ) -> Answer<v1::StopContainerResponse> {
+        answer("StopContainer", stop_container(&self.pods, request.into_inner())).await
+    }
+
+    async fn remove_container(
+        &self,
+        request: Request<v1::RemoveContainerRequest>,
+    ) -> Answer<v1::RemoveContainerResponse> {
+        answer("RemoveContainer", async {
+            let id = find::container_id(&self.pods, &request.into_inner().container_id);
+            if let Some(id) = find::gone_is_fine(id)? {
+                let removed = self.pods.remove_container(&id).await;
+                find::gone_is_fine(removed.map_err(|error| codes::of_pod(&error)))?;
+            }
+            Ok(v1::RemoveContainerResponse {})
+        })
+        .await
+    }
+
+    async fn list_containers(
+        &self,
+        request: Request<v1::ListContainersRequest>,
+    ) -> Answer<v1::ListContainersResponse> {
+        answer("ListContainers", async { list_containers(&self.pods, request.into_inner().filter) }).await
+    }
+
+    async fn container_status(
+        &self,
+        request: Request<v1::ContainerStatusRequest>,
+    ) -> Answer<v1::ContainerStatusResponse> {
+        answer("ContainerStatus", container_status(&self.pods, request.into_inner())).await
+    }
+
+    async fn update_container_resources(
+        &self,
+        request: Request<v1::UpdateContainerResourcesRequest>,
+    ) -> Answer<v1::UpdateContainerResourcesResponse> {
+        answer("UpdateContainerResources", update_container_resources(&self.pods, request.into_inner())).await
+    }
+
+    async fn reopen_container_log(
+        &self,
+        request: Request<v1::ReopenContainerLogRequest>,
+    ) -> Answer<v1::ReopenContainerLogResponse> {
+        answer("ReopenContainerLog", async {
+            let id = find::container_id(&self.pods, &request.into_inner().container_id)?;
+            self.pods.reopen_log(&id).await.map_err(|error| codes::of_pod(&error))?;
+            Ok(v1::ReopenContainerLogResponse {})
+        })
+        .await
+    }
+
+    async fn exec_sync(&self, request: Request<v1::ExecSyncRequest>) -> Answer<v1::ExecSyncResponse> {
+        answer("ExecSync", exec_sync(&self.pods, request.into_inner())).await
+    }
+
+    async fn container_stats(
+        &self,
+        request: Request<v1::ContainerStatsRequest>,
+    ) -> Answer<v1::ContainerStatsResponse> {
+        answer("ContainerStats", container_stats(&self.pods, request.into_inner())).await
+    }
+
+    async fn list_container_stats(
+        &self,
+        request: Request<v1::ListContainerStatsRequest>,
+    ) -> Answer<v1::ListContainerStatsResponse> {
+        answer("ListContainerStats", list_container_stats(&self.pods, request.into_inner().filter)).await
+    }
+}
+
+/// The same whatever version the client names. The kubelet refuses any `version` but this one.
+fn version(info: &ServerInfo) -> v1::VersionResponse {
+    v1::VersionResponse {
+        version: "0.1.0".into(),
+        // Becomes the front of every container id in the Kubernetes API: `bowline://<id>`.
+        runtime_name: "bowline".into(),
+        runtime_version: info.version.clone(),
+        runtime_api_version: "v1".into(),
+    }
+}

@@ -1,0 +1,79 @@
+//! Status. The kubelet asks every five seconds, so nothing here waits.
+
+use std::collections::BTreeMap;
+
+use bowline_cni::NetworkStatus;
+use bowline_cri_proto::v1;
+use bowline_pods::Pods;
+use serde_json::json;
+
+use crate::ServerInfo;
+
+/// The state of the daemon and what it can do.
+pub(crate) fn status(pods: &Pods, server: &ServerInfo, verbose: bool) -> v1::StatusResponse {
+    // The socket opens only once everything is recovered, so who can ask finds us ready.
+    let runtime = v1::RuntimeCondition { r#type: "RuntimeReady".into(), status: true, ..Default::default() };
+    let conditions = vec![runtime, network(pods.cni().status())];
+    let features = v1::RuntimeHandlerFeatures {
+        recursive_read_only_mounts: pods.host().facts.recursive_read_only,
+        user_namespaces: false,
+    };
+    v1::StatusResponse {
+        status: Some(v1::RuntimeStatus { conditions }),
+        info: if verbose { info(server) } else { BTreeMap::new() },
+        // The empty name is the default handler.
+        runtime_handlers: vec![v1::RuntimeHandler { name: String::new(), features: Some(features) }],
+        features: Some(v1::RuntimeFeatures {
+            supplemental_groups_policy: true,
+            user_namespaces_host_network: false,
+            mount_options: true,
+        }),
+    }
+}
+
+fn network(status: NetworkStatus) -> v1::RuntimeCondition {
+    let (status, reason, message) = match status {
+        NetworkStatus::Ready { problems, .. } => (true, String::new(), problems.join("; ")),
+        NetworkStatus::NotReady { reason, message } => (false, reason.to_owned(), message),
+    };
+    v1::RuntimeCondition { r#type: "NetworkReady".into(), status, reason, message }
+}
+
+/// For `crictl info`. A value that starts with a brace is a JSON object; crictl counts on it.
+fn info(server: &ServerInfo) -> BTreeMap<String, String> {
+    let config = json!({
+        "stateDir": server.state,
+        "rootDir": server.root,
+        "settings": server.settings,
+    });
+    BTreeMap::from([
+        ("config".to_owned(), config.to_string()),
+        ("version".to_owned(), server.version.clone()),
+    ])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_without_a_network_says_why() {
+        let message = "no network configuration in /etc/cni/net.d".to_owned();
+        let condition = network(NetworkStatus::NotReady { reason: "NetworkPluginNotReady", message });
+        assert_eq!((condition.r#type.as_str(), condition.status), ("NetworkReady", false));
+        assert_eq!(condition.reason, "NetworkPluginNotReady");
+        assert!(network(NetworkStatus::Ready { network: "n".into(), problems: Vec::new() }).status);
+    }
+
+    #[test]
+    fn tools_find_the_folders() {
+        let server = ServerInfo {
+            version: "0.1.0".into(),
+            state: "/run/x".into(),
+            root: "/var/x".into(),
+            settings: json!({}),
+        };
+        let config: serde_json::Value = serde_json::from_str(&info(&server)["config"]).unwrap();
+        assert_eq!((&config["stateDir"], &config["rootDir"]), (&json!("/run/x"), &json!("/var/x")));
+    }
+}
