@@ -144,11 +144,7 @@ async fn serve(config: Config) -> Result<(), ServeError> {
     let images = Images::open(images_config(&config)).await.map_err(ServeError::failed("open the images"))?;
     let cni = Arc::new(Cni::new(cni_config(&config)).map_err(ServeError::failed("set up the network"))?);
     repair(&cni).await;
-    let pods_config = PodsConfig {
-        root: config.root.clone(),
-        state: config.state.clone(),
-        monitor: config.monitor.clone(),
-    };
+    let pods_config = PodsConfig::new(config.root.clone(), config.state.clone(), config.monitor.clone());
     let pods = Pods::open(pods_config, store, images.clone(), cni.clone())
         .await
         .map_err(ServeError::failed("recover the pods"))?;

@@ -48,10 +48,10 @@ pub(crate) fn to_cri(view: &ContainerView, stats: &Stats) -> v1::ContainerStats 
             used_bytes: number(writable.used_bytes),
             inodes_used: number(writable.inodes_used),
         }),
-        swap: stats.swap.as_ref().map(|swap| v1::SwapUsage {
+        swap: stats.swap_usage.map(|usage| v1::SwapUsage {
             timestamp,
-            swap_available_bytes: swap.available.and_then(number),
-            swap_usage_bytes: number(swap.usage),
+            swap_available_bytes: None,
+            swap_usage_bytes: number(usage),
         }),
         io: None,
     }
