@@ -82,21 +82,17 @@ pub fn take_stdin() -> io::Result<std::os::fd::OwnedFd> {
     Ok(taken)
 }
 
-/// Closes every descriptor from `first` on, owned or not: only for a process that touches none afterwards.
-pub fn close_from(first: u32) {
-    // SAFETY: plain numbers. Whoever owned one of these descriptors loses it, which is why callers never go back to
-    // code that has any: their process only reaps from here on.
-    unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) };
-}
-
 /// Waits for children, as process 1 of a PID namespace must, and never does anything else.
 ///
-/// Loads a filter first that leaves the thread just the calls of this loop.
+/// First it closes every descriptor, whoever owned it: no code that has one ever runs again. Then it loads a filter
+/// that leaves the thread just the calls of this loop.
 pub fn reap_for_ever() -> std::convert::Infallible {
     let mut set = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
-    // SAFETY: the set is initialised by sigemptyset before it is read; sigwaitinfo and waitpid get no memory to write
-    // but what is passed as NULL, which both allow.
+    // SAFETY: close_range takes plain numbers, and as this function never returns no owner finds its descriptor gone.
+    // The set is initialised by sigemptyset before it is read; sigwaitinfo and waitpid get no memory to write but what
+    // is passed as NULL, which both allow.
     unsafe {
+        libc::syscall(libc::SYS_close_range, 0u32, u32::MAX, 0);
         libc::sigemptyset(set.as_mut_ptr());
         libc::sigaddset(set.as_mut_ptr(), libc::SIGCHLD);
         libc::sigprocmask(libc::SIG_BLOCK, set.as_ptr(), std::ptr::null_mut());

@@ -39,6 +39,5 @@ fn confine() -> Result<(), rustix::io::Errno> {
     rustix::process::chdir(c"/")?;
     rustix::thread::set_no_new_privs(true)?;
     process::capabilities::set(0, 0, 0).map_err(|_| rustix::io::Errno::PERM)?;
-    process::close_from(0);
     Ok(())
 }
