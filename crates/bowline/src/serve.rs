@@ -182,7 +182,7 @@ async fn serve_until_signal(
 
     let ended_early = tokio::select! {
         ended = &mut serving => Some(ended),
-        name = signals.to_end() => {
+        name = signals.asked_to_end() => {
             tracing::info!(signal = name, "ending; pods go on");
             None
         }
@@ -316,7 +316,7 @@ impl Signals {
     }
 
     /// Waits for one that asks us to end.
-    async fn to_end(&mut self) -> &'static str {
+    async fn asked_to_end(&mut self) -> &'static str {
         loop {
             tokio::select! {
                 _ = self.term.recv() => return "SIGTERM",
