@@ -101,6 +101,8 @@ pub enum Event {
     },
     /// It ended.
     Ended {
+        /// When it had started, nanoseconds since the epoch: its start may not have been heard of yet.
+        started_at: i64,
         /// How.
         exit: Exit,
     },
@@ -185,11 +187,13 @@ impl Life {
             (Life::Stopping { pid, started_at, kill_at, killed: false }, Event::Tick { now }) if now >= kill_at => {
                 Ok((Life::Stopping { pid, started_at, kill_at, killed: true }, vec![Kill]))
             }
-            (Life::Running { started_at, .. } | Life::Stopping { started_at, .. }, Event::Ended { exit }) => {
+            (Life::Running { started_at, .. } | Life::Stopping { started_at, .. }, Event::Ended { exit, .. }) => {
                 Ok((Life::Exited { started_at, exit }, vec![Record]))
             }
             // The daemon may hear of the end before it hears of the start.
-            (Life::Starting { .. }, Event::Ended { exit }) => Ok((Life::Exited { started_at: 0, exit }, vec![Record])),
+            (Life::Starting { .. }, Event::Ended { started_at, exit }) => {
+                Ok((Life::Exited { started_at, exit }, vec![Record]))
+            }
             // The kubelet stops containers that are already gone, or never ran; CRI wants a yes.
             (life @ (Life::Exited { .. } | Life::Created), Event::Stop { .. }) => Ok((life, vec![])),
             (life, Event::Tick { .. }) => Ok((life, vec![])),
@@ -229,7 +233,7 @@ mod tests {
             Event::Stop { kill_at: 90 },
             Event::Tick { now: 49 },
             Event::Tick { now: 60 },
-            Event::Ended { exit: exit() },
+            Event::Ended { started_at: 2, exit: exit() },
         ]
     }
 

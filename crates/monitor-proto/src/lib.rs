@@ -310,6 +310,8 @@ wire_enum! {
         ContainerExited = 0 {
             /// Which.
             container: Id,
+            /// When it had started, nanoseconds since the epoch.
+            started_at: i64,
             /// How.
             exit: Exit,
         },

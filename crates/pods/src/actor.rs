@@ -266,7 +266,7 @@ impl Actor {
 
     fn hear(&mut self, heard: Option<Heard>) {
         match heard {
-            Some(Heard::Event(proto::Event::ContainerExited { container, exit })) => {
+            Some(Heard::Event(proto::Event::ContainerExited { container, started_at, exit })) => {
                 let id = ContainerId::from_bytes(container);
                 let exit = Exit {
                     code: exit.code,
@@ -274,7 +274,7 @@ impl Actor {
                     finished_at: exit.finished_at,
                     ..Exit::default()
                 };
-                self.happen(&id, Event::Ended { exit });
+                self.happen(&id, Event::Ended { started_at, exit });
             }
             Some(Heard::Event(_)) => {}
             Some(Heard::Lost) | None => self.lose_monitor(),

@@ -71,8 +71,8 @@ impl Control {
             let Some(container) = pod.containers.iter_mut().find(|container| container.slot == key) else { continue };
             if let Life::Draining { exit } = container.life {
                 container.life = Life::Exited { exit };
-                let container = container.id;
-                self.peers.tell(Event::ContainerExited { container, exit });
+                let (container, started_at) = (container.id, container.started_at);
+                self.peers.tell(Event::ContainerExited { container, started_at, exit });
             }
         }
     }

@@ -139,7 +139,7 @@ impl Actor {
             let Some(container) = self.containers.get(&id) else { continue };
             let exit = exit_without_monitor(&self.shared, &container.record);
             kill_leftovers(&self.shared, &container.record.cgroup);
-            self.happen(&id, Event::Ended { exit });
+            self.happen(&id, Event::Ended { started_at: 0, exit });
         }
     }
 }
