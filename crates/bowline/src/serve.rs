@@ -23,7 +23,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 use tonic::transport::Server;
 
-use crate::config::{self, Config, ConfigError, Flags};
+use crate::config::{self, Config, Flags};
 use crate::listen::{ListenError, listen, private_folder};
 use crate::log::{self, Format, Level};
 use crate::notify::notify;
@@ -65,8 +65,6 @@ pub(crate) struct Args {
 /// Why the daemon ended.
 #[derive(Debug, thiserror::Error)]
 enum ServeError {
-    #[error(transparent)]
-    Config(#[from] ConfigError),
     #[error("another daemon uses {}; give this one a folder of its own with --state", .0.display())]
     StateInUse(PathBuf),
     #[error(transparent)]
@@ -84,7 +82,6 @@ impl ServeError {
 
     fn status(&self) -> ExitCode {
         match self {
-            ServeError::Config(_) => ExitCode::from(2),
             ServeError::StateInUse(_)
             | ServeError::Store(StoreError::InUse { .. })
             | ServeError::Listen(ListenError::InUse(_)) => ExitCode::from(3),
@@ -103,16 +100,18 @@ pub(crate) fn main(args: Args) -> ExitCode {
         log_level: args.log_level,
         log_format: args.log_format,
     };
-    let outcome = config::load(args.config.as_deref(), flags).map_err(ServeError::from).and_then(|config| {
-        log::init(config.settings.log.level, config.settings.log.format);
-        run(config)
-    });
-    match outcome {
+    let config = match config::load(args.config.as_deref(), flags) {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("bowline serve: {}", chain(&error));
+            return ExitCode::from(2);
+        }
+    };
+    log::init(config.settings.log.level, config.settings.log.format);
+    match run(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // Before the log runs this line is dropped; the other one is for people either way.
             tracing::error!(reason = chain(&error), "the daemon ends");
-            eprintln!("bowline serve: {}", chain(&error));
             error.status()
         }
     }
@@ -182,7 +181,7 @@ async fn serve_until_signal(
 
     let ended_early = tokio::select! {
         ended = &mut serving => Some(ended),
-        name = signals.to_end() => {
+        name = signals.asked_to_end() => {
             tracing::info!(signal = name, "ending; pods go on");
             None
         }
@@ -316,7 +315,7 @@ impl Signals {
     }
 
     /// Waits for one that asks us to end.
-    async fn to_end(&mut self) -> &'static str {
+    async fn asked_to_end(&mut self) -> &'static str {
         loop {
             tokio::select! {
                 _ = self.term.recv() => return "SIGTERM",
