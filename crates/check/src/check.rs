@@ -1,0 +1,214 @@
+//! `bowline check`: the cases, who runs them, and what is said about it.
+
+mod case;
+mod judge;
+mod print;
+
+mod info;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use bowline_cri_proto::v1;
+use futures_util::future::FutureExt as _;
+use futures_util::stream::{self, StreamExt as _};
+
+use crate::endpoint::{self, ask};
+use crate::images::{Workshop, find_helper};
+use crate::node::{Node, Run, image};
+use case::Case;
+use judge::{Outcome, Verdict};
+
+/// How long one case may take.
+const CASE_LIMIT: Duration = Duration::from_secs(100);
+
+/// How results are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// Lines for people.
+    Table,
+    /// One JSON document.
+    Json,
+    /// JUnit XML.
+    Junit,
+}
+
+/// What `bowline check` can be told.
+#[derive(Clone, Debug, clap::Args)]
+pub struct CheckArgs {
+    /// The runtime service.
+    #[arg(long, default_value = "unix:///run/bowline/bowline.sock")]
+    pub endpoint: String,
+    /// The image service, if it is served elsewhere.
+    #[arg(long)]
+    pub image_endpoint: Option<String>,
+    /// The runtime handler of our pods; the default one if nothing is said.
+    #[arg(long, default_value = "")]
+    pub handler: String,
+    /// Only these groups.
+    #[arg(long = "group", value_name = "GROUP")]
+    pub groups: Vec<String>,
+    /// Only these cases, as group/case.
+    #[arg(long = "case", value_name = "GROUP/CASE")]
+    pub cases: Vec<String>,
+    /// Name the cases and stop.
+    #[arg(long)]
+    pub list: bool,
+    /// One to three cases of each group.
+    #[arg(long)]
+    pub quick: bool,
+    /// Promises beyond CRI count as well.
+    #[arg(long)]
+    pub strict: bool,
+    /// Take the common images from PREFIX/NAME:1, not from the registry in this process.
+    #[arg(long, value_name = "PREFIX")]
+    pub images: Option<String>,
+    /// Where the registry in this process listens.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0")]
+    pub registry_listen: SocketAddr,
+    /// The static program that the images are built around.
+    #[arg(long, value_name = "PATH")]
+    pub helper: Option<PathBuf>,
+    /// Restarts the daemon and returns; without it the restart cases are skipped.
+    #[arg(long, value_name = "COMMAND")]
+    pub restart_cmd: Option<String>,
+    /// How results are printed.
+    #[arg(short = 'o', long = "output", value_enum, default_value = "table")]
+    pub output: Format,
+    /// How many cases run at a time.
+    #[arg(long, value_name = "N")]
+    pub jobs: Option<usize>,
+}
+
+/// Every case, in the order of the groups.
+fn cases() -> Vec<&'static Case> {
+    let groups: &[&[Case]] = &[info::CASES];
+    groups.iter().flat_map(|cases| cases.iter()).collect()
+}
+
+/// Runs the cases: 0 if nothing failed, 1 if something did, 2 if they could not be run.
+pub fn run_check(args: CheckArgs) -> ExitCode {
+    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => match runtime.block_on(check(&args)) {
+            Ok(true) => ExitCode::SUCCESS,
+            Ok(false) => ExitCode::from(1),
+            Err(error) => {
+                eprintln!("bowline check could not run: {error:#}");
+                ExitCode::from(2)
+            }
+        },
+        Err(error) => {
+            eprintln!("bowline check could not run: {error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+async fn check(args: &CheckArgs) -> Result<bool> {
+    let chosen = choose(args)?;
+    if args.list {
+        print!("{}", print::list(&chosen));
+        return Ok(true);
+    }
+    let started = Instant::now();
+    let run = Rc::new(prepare(args).await?);
+    let (serial, parallel): (Vec<&Case>, Vec<&Case>) = chosen.into_iter().partition(|case| case.serial);
+    let jobs = args.jobs.unwrap_or_else(default_jobs).max(1);
+    let mut outcomes: Vec<Outcome> = Vec::new();
+    let mut running = stream::iter(parallel).map(|case| perform(run.clone(), case, args.strict)).buffer_unordered(jobs);
+    while let Some(outcome) = running.next().await {
+        print::progress(args.output, &outcome);
+        outcomes.push(outcome);
+    }
+    drop(running);
+    for case in serial {
+        let outcome = perform(run.clone(), case, args.strict).await;
+        print::progress(args.output, &outcome);
+        outcomes.push(outcome);
+    }
+    finish(&run).await;
+    outcomes.sort_by_key(|outcome| outcome.case.order());
+    print::summary(args.output, &args.endpoint, &outcomes, started.elapsed());
+    Ok(!outcomes.iter().any(|outcome| outcome.verdict.is_failure()))
+}
+
+fn default_jobs() -> usize {
+    std::thread::available_parallelism().map_or(4, |cpus| cpus.get() * 2).clamp(4, 16)
+}
+
+fn choose(args: &CheckArgs) -> Result<Vec<&'static Case>> {
+    let all = cases();
+    for group in &args.groups {
+        if !all.iter().any(|case| case.group() == group) {
+            bail!("there is no group `{group}`; `--list` names all");
+        }
+    }
+    for name in &args.cases {
+        if !all.iter().any(|case| case.name == name) {
+            bail!("there is no case `{name}`; `--list` names all");
+        }
+    }
+    let anything = args.groups.is_empty() && args.cases.is_empty();
+    let named = |case: &Case| {
+        anything || args.groups.iter().any(|group| group == case.group()) || args.cases.iter().any(|n| n == case.name)
+    };
+    Ok(all.into_iter().filter(|case| named(case) && (!args.quick || case.quick)).collect())
+}
+
+async fn prepare(args: &CheckArgs) -> Result<Run> {
+    let helper = find_helper(args.helper.as_deref())?;
+    let channel = endpoint::connect(&args.endpoint).await?;
+    let image_channel = match &args.image_endpoint {
+        Some(address) => endpoint::connect(address).await?,
+        None => endpoint::connect(&args.endpoint).await?,
+    };
+    let name = format!("{:x}", std::process::id());
+    let scratch = std::env::temp_dir().join(format!("bowline-check-{name}"));
+    std::fs::create_dir_all(&scratch).with_context(|| format!("could not make {}", scratch.display()))?;
+    let workshop = Workshop::open(&helper, args.registry_listen, args.images.clone(), &name)?;
+    let (mut runtime, mut images) = (endpoint::runtime(channel), endpoint::images(image_channel));
+    let status = runtime.status(ask(v1::StatusRequest { verbose: false })).await.context("Status")?.into_inner();
+    let main = workshop.main();
+    let request = v1::PullImageRequest { image: Some(image(&main)), ..Default::default() };
+    images.pull_image(ask(request)).await.with_context(|| format!("could not pull {main}"))?;
+    Ok(Run {
+        runtime,
+        images,
+        endpoint: args.endpoint.clone(),
+        workshop,
+        image: main,
+        handler: args.handler.clone(),
+        name,
+        scratch,
+        status,
+        restart: args.restart_cmd.clone(),
+    })
+}
+
+async fn perform(run: Rc<Run>, case: &'static Case, strict: bool) -> Outcome {
+    let started = Instant::now();
+    let node = Node::new(run, case.name);
+    let work = std::panic::AssertUnwindSafe((case.run)(node.clone())).catch_unwind();
+    let result = match tokio::time::timeout(CASE_LIMIT, work).await {
+        Ok(Ok(result)) => result,
+        Ok(Err(_)) => Err(anyhow::anyhow!("the case itself panicked")),
+        Err(_) => Err(anyhow::anyhow!("took longer than {CASE_LIMIT:?}")),
+    };
+    let cleaned = match tokio::time::timeout(CASE_LIMIT, node.clean()).await {
+        Ok(cleaned) => cleaned,
+        Err(_) => Err(anyhow::anyhow!("cleaning up took longer than {CASE_LIMIT:?}")),
+    };
+    Outcome { case, verdict: Verdict::of(case, result, cleaned, strict), took: started.elapsed() }
+}
+
+async fn finish(run: &Run) {
+    if !run.workshop.elsewhere() {
+        let request = v1::RemoveImageRequest { image: Some(image(&run.image)) };
+        let _ = run.images.clone().remove_image(ask(request)).await;
+    }
+    let _ = std::fs::remove_dir_all(&run.scratch);
+}
