@@ -4,7 +4,15 @@ mod case;
 mod judge;
 mod print;
 
+mod container;
+mod exec_sync;
 mod info;
+mod list;
+mod log;
+mod namespaces;
+mod race;
+mod sandbox;
+mod stop;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -86,7 +94,7 @@ pub struct CheckArgs {
 
 /// Every case, in the order of the groups.
 fn cases() -> Vec<&'static Case> {
-    let groups: &[&[Case]] = &[info::CASES];
+    let groups: &[&[Case]] = &[info::CASES, sandbox::CASES, namespaces::CASES, container::CASES, list::CASES, race::CASES, exec_sync::CASES, log::CASES, stop::CASES];
     groups.iter().flat_map(|cases| cases.iter()).collect()
 }
 

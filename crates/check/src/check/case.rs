@@ -66,10 +66,13 @@ macro_rules! case {
 
 /// Two things must be equal; says both if they are not.
 macro_rules! same {
-    ($got:expr, $expected:expr, $($what:tt)+) => {{
-        let (got, expected) = (&$got, &$expected);
-        anyhow::ensure!(got == expected, "{}: got {:?}, expected {:?}", format!($($what)+), got, expected);
-    }};
+    ($got:expr, $expected:expr, $($what:tt)+) => {
+        match (&$got, &$expected) {
+            (got, expected) => {
+                anyhow::ensure!(got == expected, "{}: got {:?}, expected {:?}", format!($($what)+), got, expected);
+            }
+        }
+    };
 }
 
 pub(crate) use {case, same};
