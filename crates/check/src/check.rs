@@ -4,15 +4,21 @@ mod case;
 mod judge;
 mod print;
 
+mod config;
 mod container;
 mod exec_sync;
 mod info;
 mod list;
 mod log;
+mod mounts;
+mod names;
 mod namespaces;
+mod network;
 mod race;
+mod rro;
 mod sandbox;
 mod stop;
+mod sysctls;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -94,7 +100,7 @@ pub struct CheckArgs {
 
 /// Every case, in the order of the groups.
 fn cases() -> Vec<&'static Case> {
-    let groups: &[&[Case]] = &[info::CASES, sandbox::CASES, namespaces::CASES, container::CASES, list::CASES, race::CASES, exec_sync::CASES, log::CASES, stop::CASES];
+    let groups: &[&[Case]] = &[info::CASES, sandbox::CASES, network::CASES, names::CASES, namespaces::CASES, sysctls::CASES, container::CASES, config::CASES, list::CASES, race::CASES, exec_sync::CASES, log::CASES, stop::CASES, mounts::CASES, rro::CASES];
     groups.iter().flat_map(|cases| cases.iter()).collect()
 }
 

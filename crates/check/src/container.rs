@@ -248,8 +248,14 @@ impl Ctr {
     }
 
     /// The process as the host numbers it.
-    pub(crate) fn host_pid(&self) -> Result<u32> {
-        host::processes_with(&self.marker).first().copied().context("the container's process is not to be found on the host")
+    ///
+    /// It may take a moment after the start until it carries its own environment.
+    pub(crate) async fn host_pid(&self) -> Result<u32> {
+        until("the container's process on the host", PATIENCE, async || {
+            let first = host::processes_with(&self.marker).first().copied();
+            Ok(first.map_or_else(|| Found::Not("no process carries its mark".to_owned()), Found::Yes))
+        })
+        .await
     }
 
     /// The processes that carry its mark, children and execs too.
@@ -258,8 +264,8 @@ impl Ctr {
     }
 
     /// The cgroup of its process.
-    pub(crate) fn cgroup(&self) -> Result<host::Cgroup> {
-        host::Cgroup::of(self.host_pid()?).context("the container's process has no cgroup")
+    pub(crate) async fn cgroup(&self) -> Result<host::Cgroup> {
+        host::Cgroup::of(self.host_pid().await?).context("the container's process has no cgroup")
     }
 }
 

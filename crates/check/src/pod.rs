@@ -68,7 +68,9 @@ impl PodSpec {
     }
 
     /// In the network of the host.
-    pub(crate) fn host_network(self) -> PodSpec {
+    pub(crate) fn host_network(mut self) -> PodSpec {
+        // As the kubelet does: the host's name is not ours to set.
+        self.config.hostname.clear();
         self.namespaces(|options| options.network = v1::NamespaceMode::Node as i32)
     }
 

@@ -51,9 +51,9 @@ impl Case {
         super::cases().iter().position(|case| case.name == self.name).unwrap_or(usize::MAX)
     }
 
-    /// Whether nobody but us promises it.
-    pub(crate) fn is_ours_alone(&self) -> bool {
-        self.tags == "S"
+    /// Whether part of it is a promise beyond what others ask for.
+    pub(crate) fn goes_beyond(&self) -> bool {
+        self.tags.contains('S')
     }
 }
 

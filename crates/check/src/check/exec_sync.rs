@@ -44,7 +44,7 @@ async fn exit_code(node: Node) -> Result<()> {
 
 async fn timeout(node: Node) -> Result<()> {
     let container = node.pod("timeout").run().await?.container("main").start().await?;
-    let main = container.host_pid()?;
+    let main = container.host_pid().await?;
     let started = Instant::now();
     let words = [PROGRAM, "spawn", "pause", ";", "on", "TERM", "ignore", ";", "pause"];
     let answer = node.exec_sync(&container.id, &words, 1).await;
@@ -64,13 +64,16 @@ async fn timeout(node: Node) -> Result<()> {
 async fn held_pipe(node: Node) -> Result<()> {
     let container = node.pod("held").run().await?.container("main").start().await?;
     let started = Instant::now();
-    let answer = node.exec_sync(&container.id, &[PROGRAM, "detach", "pause", ";", "say", "done"], 20).await?;
+    let call = node.exec_sync(&container.id, &[PROGRAM, "detach", "pause", ";", "say", "done"], 10);
+    let answer = tokio::time::timeout(Duration::from_secs(15), call).await.context("a held pipe hangs the call")??;
     ensure!(String::from_utf8_lossy(&answer.stdout).contains("done"), "stdout {:?}", answer.stdout);
     same!(answer.exit_code, 0, "exit code");
     ensure!(started.elapsed() < Duration::from_secs(15), "the call took {:?}", started.elapsed());
     let started = Instant::now();
     let words = [PROGRAM, "detach", "pause", ";", "pause"];
-    refused(node.exec_sync(&container.id, &words, 1).await, &[Code::DeadlineExceeded], "a held pipe and a limit")?;
+    let call = tokio::time::timeout(Duration::from_secs(15), node.exec_sync(&container.id, &words, 1));
+    let answer = call.await.context("a held pipe hangs the limit")?;
+    refused(answer, &[Code::DeadlineExceeded], "a held pipe and a limit")?;
     ensure!(started.elapsed() < Duration::from_secs(6), "the limit took {:?}", started.elapsed());
     Ok(())
 }
@@ -148,7 +151,7 @@ async fn refusals(node: Node) -> Result<()> {
 
 async fn fifty_at_once(node: Node) -> Result<()> {
     let container = node.pod("fifty").run().await?.container("main").start().await?;
-    let main = container.host_pid()?;
+    let main = container.host_pid().await?;
     let calls = (0..50).map(|index| {
         let (node, id) = (node.clone(), container.id.clone());
         async move {

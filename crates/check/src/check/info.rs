@@ -125,7 +125,7 @@ async fn runtime_config(node: Node) -> Result<()> {
     }
     same!(drivers[0], drivers[1], "the driver in the second call");
     let container = node.pod("driver").run().await?.container("main").start().await?;
-    let cgroup = container.cgroup()?;
+    let cgroup = container.cgroup().await?;
     let path = cgroup.path("memory").context("no memory controller")?;
     let systemd = path.contains(".slice") || path.ends_with(".scope");
     same!(systemd, drivers[0] == v1::CgroupDriver::Systemd, "whether {path} is systemd's shape");

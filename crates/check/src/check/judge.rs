@@ -31,7 +31,7 @@ pub(crate) struct Outcome {
 impl Verdict {
     /// Weighs what the case and its cleaning up said. What is left behind counts also when the case was skipped.
     pub(crate) fn of(case: &Case, result: Result<()>, cleaned: Result<()>, strict: bool) -> Verdict {
-        let failed = |reason: String| match case.is_ours_alone() && !strict {
+        let failed = |reason: String| match case.goes_beyond() && !strict {
             true => Verdict::Differs(reason),
             false => Verdict::Failed(reason),
         };

@@ -114,7 +114,8 @@ async fn attributes(node: Node) -> Result<()> {
 async fn echo_options(node: Node) -> Result<()> {
     let modes = [(0, 1, 0), (2, 1, 0), (0, 0, 0), (2, 2, 2)];
     for (network, pid, ipc) in modes {
-        let spec = node.pod("echo").namespaces(|options| {
+        let named = if network == 2 { "" } else { "echo" };
+        let spec = node.pod("echo").edit(|config| config.hostname = named.to_owned()).namespaces(|options| {
             (options.network, options.pid, options.ipc) = (network, pid, ipc);
         });
         let asked = spec.config.linux.clone().and_then(|l| l.security_context).and_then(|s| s.namespace_options);
