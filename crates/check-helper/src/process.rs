@@ -17,6 +17,12 @@ pub(crate) fn perform(name: &str, rest: &[&str]) -> Option<io::Result<()>> {
         ("pause", []) => loop {
             std::thread::park();
         },
+        // What a sandbox's first process does: asks for every child that ends.
+        ("init", []) => loop {
+            if rustix::process::wait(rustix::process::WaitOptions::empty()).is_err() {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        },
         ("sleep", [milliseconds]) => number(milliseconds).map(|span| std::thread::sleep(Duration::from_millis(span))),
         ("exit", [code]) => number(code).map(|code| std::process::exit(i32::try_from(code).unwrap_or(255))),
         ("kill", [signal]) => by_name(signal).and_then(|signal| Ok(kill_process(getpid(), signal)?)),

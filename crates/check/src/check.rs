@@ -7,6 +7,8 @@ mod print;
 mod config;
 mod container;
 mod exec_sync;
+mod identity;
+mod image;
 mod info;
 mod list;
 mod log;
@@ -14,9 +16,12 @@ mod mounts;
 mod names;
 mod namespaces;
 mod network;
+mod privilege;
+mod pull;
 mod race;
 mod rro;
 mod sandbox;
+mod seccomp;
 mod stop;
 mod sysctls;
 
@@ -100,7 +105,7 @@ pub struct CheckArgs {
 
 /// Every case, in the order of the groups.
 fn cases() -> Vec<&'static Case> {
-    let groups: &[&[Case]] = &[info::CASES, sandbox::CASES, network::CASES, names::CASES, namespaces::CASES, sysctls::CASES, container::CASES, config::CASES, list::CASES, race::CASES, exec_sync::CASES, log::CASES, stop::CASES, mounts::CASES, rro::CASES];
+    let groups: &[&[Case]] = &[info::CASES, sandbox::CASES, network::CASES, names::CASES, namespaces::CASES, sysctls::CASES, container::CASES, config::CASES, list::CASES, race::CASES, exec_sync::CASES, log::CASES, stop::CASES, mounts::CASES, rro::CASES, pull::CASES, image::CASES, identity::CASES, privilege::CASES, seccomp::CASES];
     groups.iter().flat_map(|cases| cases.iter()).collect()
 }
 

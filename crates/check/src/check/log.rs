@@ -66,10 +66,15 @@ async fn whole_records(node: Node) -> Result<()> {
     let mut text = Vec::new();
     until("the end of the output", Duration::from_secs(60), async || {
         let exited = container.status().await?.state == v1::ContainerState::ContainerExited as i32;
-        // Several looks for each question about the state: it is the reader that is tried here.
+        // Several looks for each question about the state: it is the reader that is tried here. The kernel shows a
+        // write page by page, so a record may be half there for an instant; one that stays half was written so.
         for _ in 0..20 {
+            let patience = Instant::now() + Duration::from_millis(50);
             file.read_to_end(&mut text)?;
-            ensure!(text.is_empty() || text.ends_with(b"\n"), "half a record is seen at byte {}", text.len());
+            while !text.is_empty() && !text.ends_with(b"\n") {
+                ensure!(Instant::now() < patience, "half a record stays at byte {}", text.len());
+                file.read_to_end(&mut text)?;
+            }
         }
         Ok(if exited { Found::Yes(()) } else { Found::Not(format!("{} bytes", text.len())) })
     })

@@ -116,9 +116,8 @@ async fn shm(node: Node) -> Result<()> {
 async fn container_unset(node: Node) -> Result<()> {
     let pod = node
         .pod("joined")
-        .namespaces(|options| {
-            (options.network, options.ipc) = (NamespaceMode::Node as i32, NamespaceMode::Node as i32);
-        })
+        .host_network()
+        .namespaces(|options| options.ipc = NamespaceMode::Node as i32)
         .run()
         .await?;
     let seen = pod.container("main").cmd(&["ns"]).security(|s| s.namespace_options = None).report().await?;
