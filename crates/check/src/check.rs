@@ -4,26 +4,36 @@ mod case;
 mod judge;
 mod print;
 
+mod apparmor;
+mod codes;
 mod config;
 mod container;
+mod devices;
 mod exec_sync;
 mod identity;
 mod image;
 mod info;
+mod leftovers;
 mod list;
 mod log;
 mod mounts;
 mod names;
 mod namespaces;
 mod network;
+mod oom;
 mod privilege;
 mod pull;
 mod race;
+mod resources;
+mod restart;
 mod rro;
 mod sandbox;
 mod seccomp;
+mod selinux;
+mod stats;
 mod stop;
 mod sysctls;
+mod verbose;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -105,7 +115,7 @@ pub struct CheckArgs {
 
 /// Every case, in the order of the groups.
 fn cases() -> Vec<&'static Case> {
-    let groups: &[&[Case]] = &[info::CASES, sandbox::CASES, network::CASES, names::CASES, namespaces::CASES, sysctls::CASES, container::CASES, config::CASES, list::CASES, race::CASES, exec_sync::CASES, log::CASES, stop::CASES, mounts::CASES, rro::CASES, pull::CASES, image::CASES, identity::CASES, privilege::CASES, seccomp::CASES];
+    let groups: &[&[Case]] = &[info::CASES, sandbox::CASES, network::CASES, names::CASES, namespaces::CASES, sysctls::CASES, container::CASES, config::CASES, list::CASES, race::CASES, exec_sync::CASES, log::CASES, stop::CASES, mounts::CASES, rro::CASES, pull::CASES, image::CASES, identity::CASES, privilege::CASES, seccomp::CASES, apparmor::CASES, selinux::CASES, resources::CASES, oom::CASES, devices::CASES, stats::CASES, verbose::CASES, codes::CASES, restart::CASES, leftovers::CASES];
     groups.iter().flat_map(|cases| cases.iter()).collect()
 }
 

@@ -137,7 +137,7 @@ async fn shared_pid_reaper(node: Node) -> Result<()> {
     until("the orphan reaped", Duration::from_secs(5), async || {
         let seen = other.exec(&["procs"]).await?;
         let zombies = seen.all("proc.").iter().filter(|(_, line)| line.split(' ').nth(1) == Some("Z")).count();
-        let sleeping = seen.all("proc.").iter().filter(|(_, line)| line.contains("sleep 100")).count();
+        let sleeping = seen.all("proc.").iter().filter(|(_, line)| line.contains("exe sleep 100")).count();
         Ok(if zombies + sleeping == 0 { Found::Yes(()) } else { Found::Not(format!("{zombies} zombies")) })
     })
     .await?;

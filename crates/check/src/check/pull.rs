@@ -165,7 +165,7 @@ async fn auth(node: Node) -> Result<()> {
     refused(node.pull_with(with(pair("someone", "wrong"))).await, &[], "a wrong password")?;
     let elsewhere = with(at(pair("someone", "secret"), "registry.example"));
     refused(node.pull_with(elsewhere).await, &[], "credentials for another host")?;
-    for (what, auth) in [("a password", pair("someone", "secret")), ("base64", encoded), ("this host", at(pair("someone", "secret"), &registry.host()))] {
+    for (what, auth) in [("a password", pair("someone", "secret")), ("base64", encoded), ("this host", at(pair("someone", "secret"), &registry.url()))] {
         node.pull_with(with(auth)).await.with_context(|| format!("with {what}"))?;
         node.remove_image(&name).await?;
     }
@@ -231,10 +231,10 @@ async fn tree(node: Node) -> Result<()> {
         .opaque("opaque")
         .file("opaque/new", 0o644, "y")
         .owner(1000, 1001)
-        .file("owned", 0o640, "z")
+        .file("owned", 0o644, "z")
+        .hardlink("linked", "owned")
         .owner(0, 0)
         .file("special", 0o6755, "s")
-        .hardlink("linked", "owned")
         .xattr("security.capability", &capability)
         .file("capable", 0o755, "c")
         .dir(&"d".repeat(120), 0o755)
@@ -247,8 +247,8 @@ async fn tree(node: Node) -> Result<()> {
         "xattr", "/capable", "security.capability", ";", "stat", &long,
     ];
     let report = node.pod("tree").run().await?.container("main").image(&reference).cmd(&words).report().await?;
-    report.is("stat./owned", "file 0640 1000 1001 1 2 0x0")?;
-    report.is("stat./linked", "file 0640 1000 1001 1 2 0x0")?;
+    report.is("stat./owned", "file 0644 1000 1001 1 2 0x0")?;
+    report.is("stat./linked", "file 0644 1000 1001 1 2 0x0")?;
     report.is("stat./special", "file 6755 0 0 1 1 0x0")?;
     report.is("list./opaque", "new")?;
     let top: Vec<_> = report.get("list./")?.split(' ').collect();
