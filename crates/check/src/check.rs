@@ -41,14 +41,12 @@ use std::process::ExitCode;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
-use bowline_cri_proto::v1;
+use anyhow::{Result, bail};
 use futures_util::future::FutureExt as _;
 use futures_util::stream::{self, StreamExt as _};
 
-use crate::endpoint::{self, ask};
-use crate::images::{Workshop, find_helper};
-use crate::node::{Node, Run, image};
+use crate::node::Node;
+use crate::run::{Run, Setup};
 use case::Case;
 use judge::{Outcome, Verdict};
 
@@ -159,7 +157,7 @@ async fn check(args: &CheckArgs) -> Result<bool> {
         print::progress(args.output, &outcome);
         outcomes.push(outcome);
     }
-    finish(&run).await;
+    run.close().await;
     outcomes.sort_by_key(|outcome| outcome.case.order());
     print::summary(args.output, &args.endpoint, &outcomes, started.elapsed());
     Ok(!outcomes.iter().any(|outcome| outcome.verdict.is_failure()))
@@ -189,33 +187,16 @@ fn choose(args: &CheckArgs) -> Result<Vec<&'static Case>> {
 }
 
 async fn prepare(args: &CheckArgs) -> Result<Run> {
-    let helper = find_helper(args.helper.as_deref())?;
-    let channel = endpoint::connect(&args.endpoint).await?;
-    let image_channel = match &args.image_endpoint {
-        Some(address) => endpoint::connect(address).await?,
-        None => endpoint::connect(&args.endpoint).await?,
-    };
-    let name = format!("{:x}", std::process::id());
-    let scratch = std::env::temp_dir().join(format!("bowline-check-{name}"));
-    std::fs::create_dir_all(&scratch).with_context(|| format!("could not make {}", scratch.display()))?;
-    let workshop = Workshop::open(&helper, args.registry_listen, args.images.clone(), &name)?;
-    let (mut runtime, mut images) = (endpoint::runtime(channel), endpoint::images(image_channel));
-    let status = runtime.status(ask(v1::StatusRequest { verbose: false })).await.context("Status")?.into_inner();
-    let main = workshop.main();
-    let request = v1::PullImageRequest { image: Some(image(&main)), ..Default::default() };
-    images.pull_image(ask(request)).await.with_context(|| format!("could not pull {main}"))?;
-    Ok(Run {
-        runtime,
-        images,
-        endpoint: args.endpoint.clone(),
-        workshop,
-        image: main,
-        handler: args.handler.clone(),
-        name,
-        scratch,
-        status,
+    Run::open(Setup {
+        endpoint: &args.endpoint,
+        image_endpoint: args.image_endpoint.as_deref(),
+        handler: &args.handler,
+        images: args.images.clone(),
+        registry_listen: args.registry_listen,
+        helper: args.helper.as_deref(),
         restart: args.restart_cmd.clone(),
     })
+    .await
 }
 
 async fn perform(run: Rc<Run>, case: &'static Case, strict: bool) -> Outcome {
@@ -232,12 +213,4 @@ async fn perform(run: Rc<Run>, case: &'static Case, strict: bool) -> Outcome {
         Err(_) => Err(anyhow::anyhow!("cleaning up took longer than {CASE_LIMIT:?}")),
     };
     Outcome { case, verdict: Verdict::of(case, result, cleaned, strict), took: started.elapsed() }
-}
-
-async fn finish(run: &Run) {
-    if !run.workshop.elsewhere() {
-        let request = v1::RemoveImageRequest { image: Some(image(&run.image)) };
-        let _ = run.images.clone().remove_image(ask(request)).await;
-    }
-    let _ = std::fs::remove_dir_all(&run.scratch);
 }

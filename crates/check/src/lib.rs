@@ -20,6 +20,7 @@ mod images;
 mod node;
 mod output;
 mod pod;
+mod run;
 
 pub use bench::{BenchArgs, run_bench};
 pub use check::{CheckArgs, run_check};

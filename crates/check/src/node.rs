@@ -8,32 +8,17 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use bowline_cri_proto::v1;
-use futures_util::future::join_all;
+use futures_util::stream::{self, StreamExt as _};
 use tonic::{Code, Status};
 
 use crate::endpoint::{Images, Runtime, ask, within};
 use crate::host;
-use crate::images::Workshop;
+use crate::run::Run;
 
 /// The namespace of all our pods.
 pub(crate) const NAMESPACE: &str = "bowline-check";
 /// The label that says which case of which run a pod or container belongs to.
 pub(crate) const LABEL: &str = "check.case";
-
-/// What all cases of a run share.
-pub(crate) struct Run {
-    pub(crate) runtime: Runtime,
-    pub(crate) images: Images,
-    pub(crate) endpoint: String,
-    pub(crate) workshop: Workshop,
-    /// The reference of the image that most cases use; it has been pulled.
-    pub(crate) image: String,
-    pub(crate) handler: String,
-    pub(crate) name: String,
-    pub(crate) scratch: PathBuf,
-    pub(crate) status: v1::StatusResponse,
-    pub(crate) restart: Option<String>,
-}
 
 /// The reason why a case was not tried.
 #[derive(Debug)]
@@ -252,21 +237,20 @@ impl Node {
 
     /// Takes away what the case made, then looks whether anything of it is left.
     pub(crate) async fn clean(&self) -> Result<()> {
+        // First what we know of: lists may be more than an endpoint can send.
         let mut pods = self.ledger.pods.take();
         let mut containers = self.ledger.containers.take();
+        let mut failures = self.take_down(&pods).await;
         let listed = self.own_pods().await.context("could not list pods")?;
         let inside = self.own_containers().await.context("could not list containers")?;
-        pods.extend(listed.into_iter().map(|pod| pod.id));
+        let unknown: Vec<String> = listed.into_iter().map(|pod| pod.id).collect();
+        failures.extend(self.take_down(&unknown).await);
+        pods.extend(unknown);
         containers.extend(inside.into_iter().map(|container| container.id));
         for ids in [&mut pods, &mut containers] {
             ids.sort();
             ids.dedup();
         }
-        let gone = join_all(pods.iter().map(|id| async move {
-            self.stop_pod(id).await.with_context(|| format!("could not stop pod {id}"))?;
-            self.remove_pod(id).await.with_context(|| format!("could not remove pod {id}"))
-        }));
-        let failures: Vec<_> = gone.await.into_iter().filter_map(Result::err).collect();
         for mount in self.ledger.mounts.take().iter().rev() {
             let _ = rustix::mount::unmount(mount, rustix::mount::UnmountFlags::DETACH);
         }
@@ -282,10 +266,20 @@ impl Node {
         Ok(())
     }
 
+    /// Stops and removes pods, some at a time.
+    async fn take_down(&self, pods: &[String]) -> Vec<anyhow::Error> {
+        let ended = stream::iter(pods).map(|id| async move {
+            self.stop_pod(id).await.with_context(|| format!("could not stop pod {id}"))?;
+            self.remove_pod(id).await.with_context(|| format!("could not remove pod {id}"))
+        });
+        let ended: Vec<Result<()>> = ended.buffer_unordered(10).collect().await;
+        ended.into_iter().filter_map(Result::err).collect()
+    }
+
     async fn leftovers(&self, pods: &[String], containers: &[String]) -> Result<()> {
         ensure!(self.own_pods().await?.is_empty(), "a removed pod is still listed");
         ensure!(self.own_containers().await?.is_empty(), "a container of a removed pod is still listed");
-        let mut ids: Vec<String> = pods.iter().chain(containers).filter(|id| id.len() >= 16).cloned().collect();
+        let ids: Vec<String> = pods.iter().chain(containers).filter(|id| id.len() >= 16).cloned().collect();
         let marker = format!("CHECK_CASE={}", self.mark());
         until("nothing left of removed pods", Duration::from_secs(5), async || {
             let mut left: Vec<String> = Vec::new();
@@ -296,9 +290,7 @@ impl Node {
             left.extend(host::processes_with(&marker).into_iter().map(|pid| format!("process {pid}")));
             if left.is_empty() { Ok(Found::Yes(())) } else { Ok(Found::Not(left.join("; "))) }
         })
-        .await?;
-        ids.clear();
-        Ok(())
+        .await
     }
 }
 
@@ -334,6 +326,12 @@ pub(crate) async fn until<T>(
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(Duration::from_millis(40));
     }
+}
+
+/// The call must fail, no matter how, not even by `Unimplemented`: what is not declared is not to be ignored.
+pub(crate) fn denied<T>(result: Result<T, Status>, what: &str) -> Result<()> {
+    ensure!(result.is_err(), "{what} was accepted");
+    Ok(())
 }
 
 /// The call must fail with one of the codes; gives the status.

@@ -43,7 +43,8 @@ async fn exit_code(node: Node) -> Result<()> {
 }
 
 async fn timeout(node: Node) -> Result<()> {
-    let container = node.pod("timeout").run().await?.container("main").start().await?;
+    // A first process that reaps, so that what is left unreaped is the runtime's.
+    let container = node.pod("timeout").run().await?.container("main").cmd(&["init"]).start().await?;
     let main = container.host_pid().await?;
     let started = Instant::now();
     let words = [PROGRAM, "spawn", "pause", ";", "on", "TERM", "ignore", ";", "pause"];
@@ -150,7 +151,7 @@ async fn refusals(node: Node) -> Result<()> {
 }
 
 async fn fifty_at_once(node: Node) -> Result<()> {
-    let container = node.pod("fifty").run().await?.container("main").start().await?;
+    let container = node.pod("fifty").run().await?.container("main").cmd(&["init"]).start().await?;
     let main = container.host_pid().await?;
     let calls = (0..50).map(|index| {
         let (node, id) = (node.clone(), container.id.clone());

@@ -9,7 +9,7 @@ use futures_util::future::join_all;
 
 use super::case::{Case, case, same};
 use crate::endpoint::{self, ask};
-use crate::node::{Node, refused, skip};
+use crate::node::{Node, denied, skip};
 
 pub(super) const CASES: &[Case] = &[
     case!("info/version", "CKT", version).quick(),
@@ -97,7 +97,7 @@ async fn features_honest(node: Node) -> Result<()> {
         let spec = pod.container("rro").mount_as(&folder, "/data", |mount| {
             (mount.readonly, mount.recursive_read_only) = (true, true);
         });
-        refused(spec.try_create().await, &[], "a recursive read-only mount, which is not declared,")?;
+        denied(spec.try_create().await, "a recursive read-only mount, which is not declared,")?;
     }
     if !node.handler_feature(|features| features.user_namespaces) {
         let mapping = v1::IdMapping { host_id: 200_000, container_id: 0, length: 65536 };
@@ -107,12 +107,12 @@ async fn features_honest(node: Node) -> Result<()> {
             gids: vec![mapping],
         };
         let spec = node.pod("mapped").namespaces(|namespaces| namespaces.userns_options = Some(options));
-        refused(spec.try_run().await, &[], "a user namespace, which is not declared,")?;
+        denied(spec.try_run().await, "a user namespace, which is not declared,")?;
     }
     if !node.feature(|features| features.supplemental_groups_policy) {
         let strict = v1::SupplementalGroupsPolicy::Strict as i32;
         let spec = pod.container("strict").security(|security| security.supplemental_groups_policy = strict);
-        refused(spec.try_create().await, &[], "the policy Strict, which is not declared,")?;
+        denied(spec.try_create().await, "the policy Strict, which is not declared,")?;
     }
     Ok(())
 }

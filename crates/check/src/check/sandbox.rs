@@ -9,7 +9,7 @@ use tonic::Code;
 
 use super::case::{Case, case, same};
 use crate::endpoint::within;
-use crate::node::{Found, Node, refused, until};
+use crate::node::{Found, Node, denied, refused, until};
 
 pub(super) const CASES: &[Case] = &[
     case!("sandbox/run", "CK", run).quick(),
@@ -238,7 +238,7 @@ async fn failed_run(node: Node) -> Result<()> {
     let half = node.pod("mapping").namespaces(|options| {
         options.userns_options = Some(v1::UserNamespace { mode: 0, ..Default::default() });
     });
-    refused(half.try_run().await, &[], "a user namespace without a mapping")?;
+    denied(half.try_run().await, "a user namespace without a mapping")?;
     until("nothing listed of failed runs", Duration::from_secs(5), async || {
         let listed = node.own_pods().await?;
         Ok(if listed.is_empty() { Found::Yes(()) } else { Found::Not(format!("{} pods", listed.len())) })
