@@ -14,9 +14,10 @@ use crate::say;
 pub(crate) fn perform(name: &str, rest: &[&str]) -> Option<io::Result<()>> {
     Some(match (name, rest) {
         ("write", [path, text]) => fs::write(path, text),
-        ("append", [path, text]) => {
-            fs::OpenOptions::new().append(true).open(path).and_then(|mut file| file.write_all(text.as_bytes()))
-        }
+        ("append", [path, text]) => fs::OpenOptions::new()
+            .append(true)
+            .open(path)
+            .and_then(|mut file| file.write_all(text.as_bytes())),
         // The device decides at the write whether it likes it; opening is what a device rule denies.
         ("open", ["r", path]) => fs::File::open(path).map(|_| say("open", b"ok")),
         ("open", ["w", path]) => fs::OpenOptions::new().write(true).open(path).map(|_| say("open", b"ok")),
@@ -57,7 +58,8 @@ fn stat(path: &str) -> io::Result<()> {
         _ => "other",
     };
     let (mode, links) = (data.mode() & 0o7777, data.nlink());
-    let text = format!("{kind} {mode:04o} {} {} {} {links} {:#x}", data.uid(), data.gid(), data.len(), data.rdev());
+    let text =
+        format!("{kind} {mode:04o} {} {} {} {links} {:#x}", data.uid(), data.gid(), data.len(), data.rdev());
     say(&format!("stat.{path}"), text.as_bytes());
     Ok(())
 }

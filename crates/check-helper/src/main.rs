@@ -14,7 +14,8 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let words: Vec<String> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
+    let words: Vec<String> =
+        std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
     for operation in words.split(|word| word == ";") {
         let Some((name, rest)) = operation.split_first() else { continue };
         let rest: Vec<&str> = rest.iter().map(String::as_str).collect();

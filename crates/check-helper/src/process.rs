@@ -23,7 +23,9 @@ pub(crate) fn perform(name: &str, rest: &[&str]) -> Option<io::Result<()>> {
                 std::thread::sleep(Duration::from_millis(50));
             }
         },
-        ("sleep", [milliseconds]) => number(milliseconds).map(|span| std::thread::sleep(Duration::from_millis(span))),
+        ("sleep", [milliseconds]) => {
+            number(milliseconds).map(|span| std::thread::sleep(Duration::from_millis(span)))
+        }
         ("exit", [code]) => number(code).map(|code| std::process::exit(i32::try_from(code).unwrap_or(255))),
         ("kill", [signal]) => by_name(signal).and_then(|signal| Ok(kill_process(getpid(), signal)?)),
         ("on", [signal, "ignore"]) => on(signal, None),

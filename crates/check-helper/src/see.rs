@@ -32,7 +32,9 @@ pub(crate) fn perform(name: &str, rest: &[&str]) -> Option<io::Result<()>> {
         ("mounts", []) => lines("mount", "/proc/self/mountinfo"),
         ("cgroup", []) => lines("cgroup", "/proc/self/cgroup"),
         ("limits", []) => lines("limit", "/proc/self/limits"),
-        ("fds", []) => fs::read_dir("/proc/self/fd").map(|entries| say("fds", entries.count().to_string().as_bytes())),
+        ("fds", []) => {
+            fs::read_dir("/proc/self/fd").map(|entries| say("fds", entries.count().to_string().as_bytes()))
+        }
         ("terminal", []) => terminal(),
         ("stdin", []) => stdin(),
         ("procs", []) => processes(),

@@ -113,7 +113,38 @@ pub struct CheckArgs {
 
 /// Every case, in the order of the groups.
 fn cases() -> Vec<&'static Case> {
-    let groups: &[&[Case]] = &[info::CASES, sandbox::CASES, network::CASES, names::CASES, namespaces::CASES, sysctls::CASES, container::CASES, config::CASES, list::CASES, race::CASES, exec_sync::CASES, log::CASES, stop::CASES, mounts::CASES, rro::CASES, pull::CASES, image::CASES, identity::CASES, privilege::CASES, seccomp::CASES, apparmor::CASES, selinux::CASES, resources::CASES, oom::CASES, devices::CASES, stats::CASES, verbose::CASES, codes::CASES, restart::CASES, leftovers::CASES];
+    let groups: &[&[Case]] = &[
+        info::CASES,
+        sandbox::CASES,
+        network::CASES,
+        names::CASES,
+        namespaces::CASES,
+        sysctls::CASES,
+        container::CASES,
+        config::CASES,
+        list::CASES,
+        race::CASES,
+        exec_sync::CASES,
+        log::CASES,
+        stop::CASES,
+        mounts::CASES,
+        rro::CASES,
+        pull::CASES,
+        image::CASES,
+        identity::CASES,
+        privilege::CASES,
+        seccomp::CASES,
+        apparmor::CASES,
+        selinux::CASES,
+        resources::CASES,
+        oom::CASES,
+        devices::CASES,
+        stats::CASES,
+        verbose::CASES,
+        codes::CASES,
+        restart::CASES,
+        leftovers::CASES,
+    ];
     groups.iter().flat_map(|cases| cases.iter()).collect()
 }
 
@@ -146,7 +177,8 @@ async fn check(args: &CheckArgs) -> Result<bool> {
     let (serial, parallel): (Vec<&Case>, Vec<&Case>) = chosen.into_iter().partition(|case| case.serial);
     let jobs = args.jobs.unwrap_or_else(default_jobs).max(1);
     let mut outcomes: Vec<Outcome> = Vec::new();
-    let mut running = stream::iter(parallel).map(|case| perform(run.clone(), case, args.strict)).buffer_unordered(jobs);
+    let mut running =
+        stream::iter(parallel).map(|case| perform(run.clone(), case, args.strict)).buffer_unordered(jobs);
     while let Some(outcome) = running.next().await {
         print::progress(args.output, &outcome);
         outcomes.push(outcome);
@@ -181,7 +213,9 @@ fn choose(args: &CheckArgs) -> Result<Vec<&'static Case>> {
     }
     let anything = args.groups.is_empty() && args.cases.is_empty();
     let named = |case: &Case| {
-        anything || args.groups.iter().any(|group| group == case.group()) || args.cases.iter().any(|n| n == case.name)
+        anything
+            || args.groups.iter().any(|group| group == case.group())
+            || args.cases.iter().any(|n| n == case.name)
     };
     Ok(all.into_iter().filter(|case| named(case) && (!args.quick || case.quick)).collect())
 }

@@ -40,7 +40,8 @@ impl CtrSpec {
         let node = &pod.node;
         let linux = pod.config.linux.clone().unwrap_or_default();
         let namespaces = linux.security_context.unwrap_or_default().namespace_options;
-        let security = v1::LinuxContainerSecurityContext { namespace_options: namespaces, ..Default::default() };
+        let security =
+            v1::LinuxContainerSecurityContext { namespace_options: namespaces, ..Default::default() };
         let config = v1::ContainerConfig {
             metadata: Some(v1::ContainerMetadata { name: name.to_owned(), attempt: 0 }),
             image: Some(image(&node.run.image)),
@@ -56,7 +57,8 @@ impl CtrSpec {
 
     /// Operations of the helper program.
     pub(crate) fn cmd(mut self, words: &[&str]) -> CtrSpec {
-        self.config.command = std::iter::once(PROGRAM).chain(words.iter().copied()).map(str::to_owned).collect();
+        self.config.command =
+            std::iter::once(PROGRAM).chain(words.iter().copied()).map(str::to_owned).collect();
         self
     }
 
@@ -193,10 +195,18 @@ impl Ctr {
     }
 
     /// Waits for a state.
-    pub(crate) async fn reaches(&self, state: v1::ContainerState, limit: Duration) -> Result<v1::ContainerStatus> {
+    pub(crate) async fn reaches(
+        &self,
+        state: v1::ContainerState,
+        limit: Duration,
+    ) -> Result<v1::ContainerStatus> {
         until(format!("state {}", state.as_str_name()), limit, async || {
             let status = self.status().await?;
-            Ok(if status.state == state as i32 { Found::Yes(status) } else { Found::Not(format!("{}", status.state)) })
+            Ok(if status.state == state as i32 {
+                Found::Yes(status)
+            } else {
+                Found::Not(format!("{}", status.state))
+            })
         })
         .await
     }
@@ -289,7 +299,8 @@ pub(crate) fn records(bytes: &[u8]) -> Result<Vec<Record>> {
     for line in bytes.split_inclusive(|byte| *byte == b'\n') {
         let shown = || String::from_utf8_lossy(&line[..line.len().min(120)]).into_owned();
         let Some(line) = line.strip_suffix(b"\n") else { bail!("a record without its end: {:?}", shown()) };
-        let mut parts = line.splitn(4, |byte| *byte == b' ').map(|part| String::from_utf8_lossy(part).into_owned());
+        let mut parts =
+            line.splitn(4, |byte| *byte == b' ').map(|part| String::from_utf8_lossy(part).into_owned());
         let (Some(time), Some(stream), Some(tag)) = (parts.next(), parts.next(), parts.next()) else {
             bail!("not a record: {:?}", shown());
         };
@@ -327,7 +338,8 @@ impl Report {
 
     /// A value that must be there.
     pub(crate) fn get(&self, key: &str) -> Result<&str> {
-        self.find(key).with_context(|| format!("`{key}` is not in the output {:?} {:?}", self.stdout(), self.stderr))
+        self.find(key)
+            .with_context(|| format!("`{key}` is not in the output {:?} {:?}", self.stdout(), self.stderr))
     }
 
     /// The value must be this.
@@ -339,8 +351,12 @@ impl Report {
 
     /// The operation must have failed, with one of these (any if none is named).
     pub(crate) fn failed(&self, operation: &str, errors: &[&str]) -> Result<()> {
-        let error = self.get(&format!("{operation}.error")).with_context(|| format!("{operation} succeeded"))?;
-        ensure!(errors.is_empty() || errors.contains(&error), "{operation} failed with {error}, expected {errors:?}");
+        let error =
+            self.get(&format!("{operation}.error")).with_context(|| format!("{operation} succeeded"))?;
+        ensure!(
+            errors.is_empty() || errors.contains(&error),
+            "{operation} failed with {error}, expected {errors:?}"
+        );
         Ok(())
     }
 

@@ -31,7 +31,10 @@ pub(crate) async fn connect(address: &str) -> Result<Channel> {
         let path = path.clone();
         async move { tokio::net::UnixStream::connect(path).await.map(TokioIo::new) }
     });
-    endpoint.connect_with_connector(connector).await.with_context(|| format!("could not connect to {address}"))
+    endpoint
+        .connect_with_connector(connector)
+        .await
+        .with_context(|| format!("could not connect to {address}"))
 }
 
 /// A client of the runtime service.

@@ -42,14 +42,20 @@ pub(crate) fn alive(pid: u32) -> bool {
 
 /// Children of a process that ended and that nobody has asked for.
 pub(crate) fn zombies_of(parents: &[u32]) -> usize {
-    let is_ours = |pid: u32| stat_field(pid, 1).and_then(|parent| parent.parse().ok()).is_some_and(|p| parents.contains(&p));
+    let is_ours = |pid: u32| {
+        stat_field(pid, 1).and_then(|parent| parent.parse().ok()).is_some_and(|p| parents.contains(&p))
+    };
     pids().into_iter().filter(|pid| stat_field(*pid, 0).as_deref() == Some("Z") && is_ours(*pid)).count()
 }
 
 /// Lines of our mount table that speak of any of these words.
 pub(crate) fn mounts_naming(words: &[String]) -> Vec<String> {
     let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    table.lines().filter(|line| words.iter().any(|word| line.contains(word.as_str()))).map(str::to_owned).collect()
+    table
+        .lines()
+        .filter(|line| words.iter().any(|word| line.contains(word.as_str())))
+        .map(str::to_owned)
+        .collect()
 }
 
 /// Folders below the cgroup file systems whose name speaks of any of these words.
@@ -153,9 +159,8 @@ pub(crate) fn has_ipv6() -> bool {
 /// Whether a security module runs.
 pub(crate) fn has_lsm(name: &str) -> bool {
     match name {
-        "apparmor" => {
-            fs::read_to_string("/sys/module/apparmor/parameters/enabled").is_ok_and(|text| text.starts_with('Y'))
-        }
+        "apparmor" => fs::read_to_string("/sys/module/apparmor/parameters/enabled")
+            .is_ok_and(|text| text.starts_with('Y')),
         _ => Path::new("/sys/fs/selinux/enforce").exists(),
     }
 }

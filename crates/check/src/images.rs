@@ -28,7 +28,10 @@ pub(crate) struct Workshop {
 pub(crate) fn find_helper(said: Option<&Path>) -> Result<PathBuf> {
     let said = said.map(Path::to_owned).or_else(|| std::env::var_os(VARIABLE).map(PathBuf::from));
     if let Some(path) = said {
-        return path.is_file().then(|| path.clone()).with_context(|| format!("{} is not a file", path.display()));
+        return path
+            .is_file()
+            .then(|| path.clone())
+            .with_context(|| format!("{} is not a file", path.display()));
     }
     let own = std::env::current_exe().context("could not find our own executable")?;
     let beside = own.with_file_name(HELPER);
@@ -44,10 +47,15 @@ pub(crate) fn find_helper(said: Option<&Path>) -> Result<PathBuf> {
 
 impl Workshop {
     /// Reads the helper and starts the registry. `run` goes into a label of each image, so that two runs share no id.
-    pub(crate) fn open(helper: &Path, listen: SocketAddr, prefix: Option<String>, run: &str) -> Result<Workshop> {
+    pub(crate) fn open(
+        helper: &Path,
+        listen: SocketAddr,
+        prefix: Option<String>,
+        run: &str,
+    ) -> Result<Workshop> {
         let helper = std::fs::read(helper).with_context(|| format!("could not read {}", helper.display()))?;
-        if !helper.starts_with(b"\x7fELF") {
-            bail!("the helper program is not an executable for Linux");
+        if !is_static(&helper) {
+            bail!("the helper program is not a static executable; build it for a musl target");
         }
         let registry = Registry::builder().listen(listen).start();
         Ok(Workshop { registry, prefix, base: base_layer(&helper), helper, run: run.to_owned() })
@@ -98,9 +106,24 @@ impl Workshop {
         if let Some(prefix) = &self.prefix {
             return format!("{prefix}/main:1");
         }
-        let image = self.image("main").entrypoint(&[PROGRAM]).cmd(&["pause"]).env(&["FROM_IMAGE=yes"]).build();
+        let image =
+            self.image("main").entrypoint(&[PROGRAM]).cmd(&["pause"]).env(&["FROM_IMAGE=yes"]).build();
         self.serve("main", "1", &image)
     }
+}
+
+/// Whether an ELF file of 64 bits asks for no interpreter: an image from scratch has none.
+fn is_static(file: &[u8]) -> bool {
+    const PT_INTERP: u32 = 3;
+    let number = |at: usize, width: usize| {
+        let bytes = file.get(at..at + width)?;
+        Some(bytes.iter().rev().fold(0usize, |value, byte| value << 8 | usize::from(*byte)))
+    };
+    let segments = || {
+        let (start, size, count) = (number(32, 8)?, number(54, 2)?, number(56, 2)?);
+        (0..count).map(|index| number(start + index * size, 4)).collect::<Option<Vec<_>>>()
+    };
+    file.starts_with(b"\x7fELF\x02") && segments().is_some_and(|kinds| !kinds.contains(&(PT_INTERP as usize)))
 }
 
 fn base_layer(helper: &[u8]) -> Layer {
@@ -124,4 +147,27 @@ fn base_layer(helper: &[u8]) -> Layer {
         .dir("tmp", 0o1777)
         .dir("data", 0o755)
         .file("data/shipped", 0o644, "from the image\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_is_no_static_program() {
+        assert!(!is_static(b"#!/bin/sh\n"));
+        assert!(!is_static(b"\x7fELF\x02"));
+    }
+
+    #[test]
+    fn the_kind_of_each_segment_counts() {
+        let with = |kind: u8| {
+            let mut file = vec![0u8; 64 + 56];
+            file[..5].copy_from_slice(b"\x7fELF\x02");
+            (file[32], file[54], file[56], file[64]) = (64, 56, 1, kind);
+            file
+        };
+        assert!(is_static(&with(1)));
+        assert!(!is_static(&with(3)));
+    }
 }

@@ -176,16 +176,23 @@ impl Node {
     }
 
     pub(crate) async fn stop_pod(&self, id: &str) -> Result<(), Status> {
-        self.runtime().stop_pod_sandbox(ask(v1::StopPodSandboxRequest { pod_sandbox_id: id.to_owned() })).await?;
+        self.runtime()
+            .stop_pod_sandbox(ask(v1::StopPodSandboxRequest { pod_sandbox_id: id.to_owned() }))
+            .await?;
         Ok(())
     }
 
     pub(crate) async fn remove_pod(&self, id: &str) -> Result<(), Status> {
-        self.runtime().remove_pod_sandbox(ask(v1::RemovePodSandboxRequest { pod_sandbox_id: id.to_owned() })).await?;
+        self.runtime()
+            .remove_pod_sandbox(ask(v1::RemovePodSandboxRequest { pod_sandbox_id: id.to_owned() }))
+            .await?;
         Ok(())
     }
 
-    pub(crate) async fn list_pods(&self, filter: v1::PodSandboxFilter) -> Result<Vec<v1::PodSandbox>, Status> {
+    pub(crate) async fn list_pods(
+        &self,
+        filter: v1::PodSandboxFilter,
+    ) -> Result<Vec<v1::PodSandbox>, Status> {
         let request = v1::ListPodSandboxRequest { filter: Some(filter) };
         Ok(self.runtime().list_pod_sandbox(ask(request)).await?.into_inner().items)
     }
@@ -196,7 +203,10 @@ impl Node {
         self.list_pods(v1::PodSandboxFilter { label_selector, ..Default::default() }).await
     }
 
-    pub(crate) async fn list_containers(&self, filter: v1::ContainerFilter) -> Result<Vec<v1::Container>, Status> {
+    pub(crate) async fn list_containers(
+        &self,
+        filter: v1::ContainerFilter,
+    ) -> Result<Vec<v1::Container>, Status> {
         let request = v1::ListContainersRequest { filter: Some(filter) };
         Ok(self.runtime().list_containers(ask(request)).await?.into_inner().containers)
     }
@@ -214,7 +224,9 @@ impl Node {
     }
 
     pub(crate) async fn start(&self, id: &str) -> Result<(), Status> {
-        self.runtime().start_container(ask(v1::StartContainerRequest { container_id: id.to_owned() })).await?;
+        self.runtime()
+            .start_container(ask(v1::StartContainerRequest { container_id: id.to_owned() }))
+            .await?;
         Ok(())
     }
 
@@ -225,11 +237,18 @@ impl Node {
     }
 
     pub(crate) async fn remove(&self, id: &str) -> Result<(), Status> {
-        self.runtime().remove_container(ask(v1::RemoveContainerRequest { container_id: id.to_owned() })).await?;
+        self.runtime()
+            .remove_container(ask(v1::RemoveContainerRequest { container_id: id.to_owned() }))
+            .await?;
         Ok(())
     }
 
-    pub(crate) async fn exec_sync(&self, id: &str, cmd: &[&str], limit: i64) -> Result<v1::ExecSyncResponse, Status> {
+    pub(crate) async fn exec_sync(
+        &self,
+        id: &str,
+        cmd: &[&str],
+        limit: i64,
+    ) -> Result<v1::ExecSyncResponse, Status> {
         let cmd = cmd.iter().map(|word| (*word).to_owned()).collect();
         let request = v1::ExecSyncRequest { container_id: id.to_owned(), cmd, timeout: limit };
         Ok(self.runtime().exec_sync(ask(request)).await?.into_inner())
@@ -285,7 +304,9 @@ impl Node {
             let mut left: Vec<String> = Vec::new();
             if !ids.is_empty() {
                 left.extend(host::mounts_naming(&ids).into_iter().map(|line| format!("mount {line}")));
-                left.extend(host::cgroups_naming(&ids).into_iter().map(|path| format!("cgroup {}", path.display())));
+                left.extend(
+                    host::cgroups_naming(&ids).into_iter().map(|path| format!("cgroup {}", path.display())),
+                );
             }
             left.extend(host::processes_with(&marker).into_iter().map(|pid| format!("process {pid}")));
             if left.is_empty() { Ok(Found::Yes(())) } else { Ok(Found::Not(left.join("; "))) }

@@ -33,8 +33,10 @@ impl Node {
     /// Describes a pod the way the kubelet would: PID namespaces per container, a log folder, a label.
     pub(crate) fn pod(&self, name: &str) -> PodSpec {
         let unique = self.unique(name);
-        let namespaces = v1::NamespaceOption { pid: v1::NamespaceMode::Container as i32, ..Default::default() };
-        let security = v1::LinuxSandboxSecurityContext { namespace_options: Some(namespaces), ..Default::default() };
+        let namespaces =
+            v1::NamespaceOption { pid: v1::NamespaceMode::Container as i32, ..Default::default() };
+        let security =
+            v1::LinuxSandboxSecurityContext { namespace_options: Some(namespaces), ..Default::default() };
         let config = v1::PodSandboxConfig {
             metadata: Some(v1::PodSandboxMetadata {
                 name: name.to_owned(),

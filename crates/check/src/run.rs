@@ -53,7 +53,8 @@ impl Run {
         std::fs::create_dir_all(&scratch).with_context(|| format!("could not make {}", scratch.display()))?;
         let workshop = Workshop::open(&helper, setup.registry_listen, setup.images, &name)?;
         let (mut runtime, mut images) = (endpoint::runtime(channel), endpoint::images(image_channel));
-        let status = runtime.status(ask(v1::StatusRequest { verbose: false })).await.context("Status")?.into_inner();
+        let status =
+            runtime.status(ask(v1::StatusRequest { verbose: false })).await.context("Status")?.into_inner();
         let main = workshop.main();
         let request = v1::PullImageRequest { image: Some(image(&main)), ..Default::default() };
         images.pull_image(ask(request)).await.with_context(|| format!("could not pull {main}"))?;

@@ -133,7 +133,8 @@ impl ImageBuilder {
 
     /// Paths that want a volume.
     pub fn volumes(self, paths: &[&str]) -> ImageBuilder {
-        let volumes: serde_json::Map<String, Value> = paths.iter().map(|p| ((*p).to_owned(), json!({}))).collect();
+        let volumes: serde_json::Map<String, Value> =
+            paths.iter().map(|p| ((*p).to_owned(), json!({}))).collect();
         self.set("Volumes", Value::Object(volumes))
     }
 
@@ -176,7 +177,8 @@ impl ImageBuilder {
             blobs.insert(digest, blob);
         }
         let diff_ids = self.diff_ids.clone();
-        let diff_ids = diff_ids.unwrap_or_else(|| self.layers.iter().map(|(layer, _)| layer.diff_id()).collect());
+        let diff_ids =
+            diff_ids.unwrap_or_else(|| self.layers.iter().map(|(layer, _)| layer.diff_id()).collect());
         let mut config = json!({
             "os": self.platform.0,
             "architecture": self.platform.1,
@@ -252,11 +254,11 @@ pub fn index_of(images: &[BuiltImage], types: MediaTypes) -> BuiltImage {
 
 /// The applets that [`busybox`] offers.
 const APPLETS: &[&str] = &[
-    "awk", "cat", "chmod", "chown", "cp", "cut", "date", "dd", "df", "echo", "env", "false", "find", "grep", "head",
-    "hostname", "httpd", "id", "ifconfig", "ip", "kill", "ln", "ls", "mkdir", "mknod", "mount", "mv", "nc", "nslookup",
-    "ping", "printf", "ps", "pwd", "readlink", "rm", "sed", "seq", "sh", "sleep", "sort", "stat", "stty", "sync", "tail",
-    "tee", "test", "timeout", "top", "touch", "tr", "true", "tty", "umount", "uname", "vi", "wc", "wget", "which",
-    "whoami", "xargs", "yes",
+    "awk", "cat", "chmod", "chown", "cp", "cut", "date", "dd", "df", "echo", "env", "false", "find", "grep",
+    "head", "hostname", "httpd", "id", "ifconfig", "ip", "kill", "ln", "ls", "mkdir", "mknod", "mount", "mv",
+    "nc", "nslookup", "ping", "printf", "ps", "pwd", "readlink", "rm", "sed", "seq", "sh", "sleep", "sort",
+    "stat", "stty", "sync", "tail", "tee", "test", "timeout", "top", "touch", "tr", "true", "tty", "umount",
+    "uname", "vi", "wc", "wget", "which", "whoami", "xargs", "yes",
 ];
 
 /// A small, complete system around the machine's static busybox; `None` if there is none at /bin/busybox.

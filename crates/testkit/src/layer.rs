@@ -101,7 +101,15 @@ impl Layer {
     }
 
     /// Any entry; `kind` is tar's type byte. Names longer than the header's fields go into PAX records.
-    pub fn entry(mut self, kind: u8, path: &str, mode: u32, link: &str, content: &[u8], device: (u32, u32)) -> Layer {
+    pub fn entry(
+        mut self,
+        kind: u8,
+        path: &str,
+        mode: u32,
+        link: &str,
+        content: &[u8],
+        device: (u32, u32),
+    ) -> Layer {
         let mut pax = std::mem::take(&mut self.pax);
         if path.len() > 100 {
             pax.push(("path".to_owned(), path.as_bytes().to_vec()));

@@ -49,7 +49,8 @@ pub(crate) fn run(
         let listener = tokio::net::TcpListener::from_std(listener).expect("a listener");
         let accept = async {
             while let Ok((tcp, _)) = listener.accept().await {
-                let (shared, tls) = (shared.clone(), identity.as_ref().map(|identity| identity.config.clone()));
+                let (shared, tls) =
+                    (shared.clone(), identity.as_ref().map(|identity| identity.config.clone()));
                 tokio::spawn(async move {
                     let service = service_fn(move |request| answer(shared.clone(), request));
                     let http = hyper::server::conn::http1::Builder::new();
@@ -134,7 +135,10 @@ fn with(mut response: Response<Reply>, name: &'static str, value: &str) -> Respo
     response
 }
 
-async fn answer(shared: Arc<Shared>, request: hyper::Request<Incoming>) -> Result<Response<Reply>, Infallible> {
+async fn answer(
+    shared: Arc<Shared>,
+    request: hyper::Request<Incoming>,
+) -> Result<Response<Reply>, Infallible> {
     let text = |name: header::HeaderName| {
         request.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned)
     };
@@ -250,7 +254,9 @@ fn token(shared: &Shared, seen: &Request, body: &[u8]) -> Response<Reply> {
     }
     let mut content = shared.content();
     content.tokens += 1;
-    reply(200, serde_json::json!({"token": format!("good-{}", content.tokens), "expires_in": 300}).to_string())
+    // Clients that exchange a refresh token look for the second name alone.
+    let token = format!("good-{}", content.tokens);
+    reply(200, serde_json::json!({"token": token, "access_token": token, "expires_in": 300}).to_string())
 }
 
 fn serve(
@@ -284,7 +290,9 @@ fn serve(
             return with(reply(201, ""), "docker-content-digest", &digest);
         }
         let found = content.manifests.get(&(repository.to_owned(), target.to_owned()));
-        let Some((media_type, bytes)) = found else { return error(404, "MANIFEST_UNKNOWN", "no such manifest") };
+        let Some((media_type, bytes)) = found else {
+            return error(404, "MANIFEST_UNKNOWN", "no such manifest");
+        };
         let response = with(reply(200, ""), "content-type", media_type);
         let response = with(response, "docker-content-digest", &sha256(bytes));
         return deliver(response, bytes.clone(), method, seen, faults);
@@ -315,7 +323,8 @@ fn deliver(
         }
     }
     let start = seen.range.as_deref().filter(|_| ranges);
-    let start = start.and_then(|range| range.strip_prefix("bytes=")?.split('-').next()?.parse::<usize>().ok());
+    let start =
+        start.and_then(|range| range.strip_prefix("bytes=")?.split('-').next()?.parse::<usize>().ok());
     if let Some(start) = start {
         if start >= bytes.len() {
             return error(416, "RANGE", "beyond the end");

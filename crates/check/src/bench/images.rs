@@ -17,7 +17,9 @@ pub(super) async fn measure(nodes: &[Node], figures: &mut Figures) -> Result<()>
     let shapes: [(&str, Shape); 3] = [
         ("pull 1 x 64 MiB", || vec![Layer::new().file("data", 0o644, noise(64 << 20, 1))]),
         ("pull 8 x 8 MiB", || {
-            (0..8).map(|index| Layer::new().file(&format!("data{index}"), 0o644, noise(8 << 20, index + 2))).collect()
+            (0..8)
+                .map(|index| Layer::new().file(&format!("data{index}"), 0o644, noise(8 << 20, index + 2)))
+                .collect()
         }),
         ("pull 10,000 files", || vec![small_files()]),
     ];

@@ -56,7 +56,7 @@ pub(super) async fn many(node: &Node, count: usize, at_once: usize) -> Result<Ve
 
 /// Takes them down again.
 pub(super) async fn none(containers: Vec<Ctr>) -> Result<()> {
-    let ended = stream::iter(&containers).map(|container| down(container));
+    let ended = stream::iter(&containers).map(down);
     let ended: Vec<Result<()>> = ended.buffer_unordered(BURST.1).collect().await;
     ended.into_iter().collect()
 }

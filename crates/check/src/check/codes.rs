@@ -26,13 +26,19 @@ async fn not_found(node: Node) -> Result<()> {
     let stats = v1::ContainerStatsRequest { container_id: id() };
     refused(runtime.container_stats(ask(stats)).await, &expected, "ContainerStats")?;
     let linux = v1::LinuxContainerResources { cpu_shares: 100, ..Default::default() };
-    let update = v1::UpdateContainerResourcesRequest { container_id: id(), linux: Some(linux), ..Default::default() };
+    let update =
+        v1::UpdateContainerResourcesRequest { container_id: id(), linux: Some(linux), ..Default::default() };
     refused(runtime.update_container_resources(ask(update)).await, &expected, "UpdateContainerResources")?;
     let reopen = v1::ReopenContainerLogRequest { container_id: id() };
     refused(runtime.reopen_container_log(ask(reopen)).await, &expected, "ReopenContainerLog")?;
     // These may not be served at all yet.
     let or_missing = [Code::NotFound, Code::Unimplemented];
-    let exec = v1::ExecRequest { container_id: id(), cmd: vec![PROGRAM.to_owned()], stdout: true, ..Default::default() };
+    let exec = v1::ExecRequest {
+        container_id: id(),
+        cmd: vec![PROGRAM.to_owned()],
+        stdout: true,
+        ..Default::default()
+    };
     refused(runtime.exec(ask(exec)).await, &or_missing, "Exec")?;
     let attach = v1::AttachRequest { container_id: id(), stdout: true, ..Default::default() };
     refused(runtime.attach(ask(attach)).await, &or_missing, "Attach")?;
@@ -40,7 +46,8 @@ async fn not_found(node: Node) -> Result<()> {
     refused(runtime.port_forward(ask(forward)).await, &or_missing, "PortForward")?;
     let stats = v1::PodSandboxStatsRequest { pod_sandbox_id: id() };
     refused(runtime.pod_sandbox_stats(ask(stats)).await, &or_missing, "PodSandboxStats")?;
-    let checkpoint = v1::CheckpointContainerRequest { container_id: id(), location: "/none".to_owned(), timeout: 1 };
+    let checkpoint =
+        v1::CheckpointContainerRequest { container_id: id(), location: "/none".to_owned(), timeout: 1 };
     refused(runtime.checkpoint_container(ask(checkpoint)).await, &or_missing, "CheckpointContainer")?;
     Ok(())
 }
@@ -72,14 +79,19 @@ async fn unimplemented(node: Node) -> Result<()> {
 async fn limits(node: Node) -> Result<()> {
     let huge = "x".repeat(17 << 20);
     let big = node.pod("huge").edit(|config| drop(config.annotations.insert("much".to_owned(), huge)));
-    refused(big.try_run().await, &[Code::ResourceExhausted, Code::InvalidArgument, Code::OutOfRange], "a request of 17 MiB")?;
+    refused(
+        big.try_run().await,
+        &[Code::ResourceExhausted, Code::InvalidArgument, Code::OutOfRange],
+        "a request of 17 MiB",
+    )?;
     let many = node.pod("labels").edit(|config| {
         config.labels.extend((0..100_000).map(|index| (format!("label-{index}"), "x".to_owned())));
     });
     if let Ok(id) = many.try_run().await {
         node.remove_pod(&id).await?;
     }
-    let long = node.pod("name").edit(|config| config.metadata.get_or_insert_default().name = "n".repeat(1 << 20));
+    let long =
+        node.pod("name").edit(|config| config.metadata.get_or_insert_default().name = "n".repeat(1 << 20));
     refused(long.try_run().await, &[], "a name of 1 MiB")?;
     node.pod("after").run().await?.status().await?;
     Ok(())

@@ -28,10 +28,12 @@ fn words(items: &[&str]) -> Vec<String> {
 }
 
 async fn command_args(node: Node) -> Result<()> {
-    let image = node.run.workshop.image("words").entrypoint(&[PROGRAM, "args"]).cmd(&[";", "say", "own=1"]).build();
+    let image =
+        node.run.workshop.image("words").entrypoint(&[PROGRAM, "args"]).cmd(&[";", "say", "own=1"]).build();
     let reference = node.pull_built("words", &image).await?;
     let pod = node.pod("words").run().await?;
-    let cases: [(&str, &[&str], &[&str], &[&str]); 4] = [
+    type Words = &'static [&'static str];
+    let cases: [(&str, Words, Words, Words); 4] = [
         ("neither", &[], &[], &["args", ";", "say", "own=1"]),
         ("args", &[], &[";", "say", "b=2"], &["args", ";", "say", "b=2"]),
         ("command", &[PROGRAM, "args"], &[], &["args"]),
@@ -46,7 +48,11 @@ async fn command_args(node: Node) -> Result<()> {
         same!(got, expected, "the words with {name}");
     }
     let silent = node.pull_built("silent", &node.run.workshop.image("silent").build()).await?;
-    pod.container("nothing").image(&silent).edit(|config| config.command.clear()).refused("no command anywhere").await?;
+    pod.container("nothing")
+        .image(&silent)
+        .edit(|config| config.command.clear())
+        .refused("no command anywhere")
+        .await?;
     Ok(())
 }
 
@@ -56,10 +62,24 @@ async fn env(node: Node) -> Result<()> {
     let pod = node.pod("env").run().await?;
     let spec = pod.container("main").image(&reference).cmd(&["env"]);
     let raw = v1::KeyValue { key: "RAW".to_owned(), value: b"\xff\xfe".to_vec() };
-    let spec = spec.env("B", "ours").env("D", "one\ntwo").env("E", "x=y=z").env("F", "early").env("F", "late").env("G", "");
+    let spec = spec
+        .env("B", "ours")
+        .env("D", "one\ntwo")
+        .env("E", "x=y=z")
+        .env("F", "early")
+        .env("F", "late")
+        .env("G", "");
     let plain = spec.edit(|config| config.envs.push(raw));
     let report = plain.report().await?;
-    let expected = [("A", "image"), ("B", "ours"), ("C", "a=b"), ("D", "one\\ntwo"), ("E", "x=y=z"), ("F", "late"), ("G", "")];
+    let expected = [
+        ("A", "image"),
+        ("B", "ours"),
+        ("C", "a=b"),
+        ("D", "one\\ntwo"),
+        ("E", "x=y=z"),
+        ("F", "late"),
+        ("G", ""),
+    ];
     for (name, value) in expected {
         report.is(&format!("env.{name}"), value)?;
     }
@@ -72,7 +92,9 @@ async fn working_dir(node: Node) -> Result<()> {
     let image = node.run.workshop.image("folder").working_dir("/data").build();
     let reference = node.pull_built("folder", &image).await?;
     let pod = node.pod("folder").run().await?;
-    for (name, asked, expected) in [("image", "", "/data"), ("ours", "/tmp", "/tmp"), ("made", "/no/such/folder", "/no/such/folder")] {
+    for (name, asked, expected) in
+        [("image", "", "/data"), ("ours", "/tmp", "/tmp"), ("made", "/no/such/folder", "/no/such/folder")]
+    {
         let spec = pod.container(name).image(&reference).cmd(&["cwd"]);
         let report = spec.edit(|config| config.working_dir = asked.to_owned()).report().await?;
         report.is("cwd", expected)?;
@@ -84,7 +106,21 @@ async fn image_volume_dirs(node: Node) -> Result<()> {
     let image = node.run.workshop.image("volumes").volumes(&["/data", "/fresh/one"]).build();
     let reference = node.pull_built("volumes", &image).await?;
     let pod = node.pod("volumes").run().await?;
-    let look = ["read", "/data/shipped", ";", "write", "/data/mine", "x", ";", "write", "/fresh/one/mine", "y", ";", "list", "/data"];
+    let look = [
+        "read",
+        "/data/shipped",
+        ";",
+        "write",
+        "/data/mine",
+        "x",
+        ";",
+        "write",
+        "/fresh/one/mine",
+        "y",
+        ";",
+        "list",
+        "/data",
+    ];
     for name in ["first", "second"] {
         let spec = pod.container(name).image(&reference).cmd(&look);
         let report = spec.security(|security| security.readonly_rootfs = true).report().await?;
@@ -121,11 +157,23 @@ async fn bare_image(node: Node) -> Result<()> {
     let image = workshop.blank("bare").layer(layer).user("12345").entrypoint(&["/helper"]).build();
     let reference = node.pull_built("bare", &image).await?;
     let volume = node.folder("volume")?;
-    let spec = node.pod("bare").run().await?.container("main").image(&reference).mount(&volume, "/deep/down/here");
+    let spec =
+        node.pod("bare").run().await?.container("main").image(&reference).mount(&volume, "/deep/down/here");
     let report = spec
         .edit(|config| {
             config.command.clear();
-            config.args = words(&["ids", ";", "list", "/deep/down/here", ";", "stat", "/dev/null", ";", "stat", "/etc/hosts"]);
+            config.args = words(&[
+                "ids",
+                ";",
+                "list",
+                "/deep/down/here",
+                ";",
+                "stat",
+                "/dev/null",
+                ";",
+                "stat",
+                "/etc/hosts",
+            ]);
         })
         .report()
         .await?;
@@ -140,7 +188,8 @@ async fn termination_message(node: Node) -> Result<()> {
     let file = folder.join("log");
     fs::write(&file, "")?;
     let words = ["write", "/dev/termination-log", "last words", ";", "exit", "3"];
-    let spec = node.pod("message").run().await?.container("main").cmd(&words).mount(&file, "/dev/termination-log");
+    let spec =
+        node.pod("message").run().await?.container("main").cmd(&words).mount(&file, "/dev/termination-log");
     let container = spec.start().await?;
     container.exited().await?;
     same!(fs::read_to_string(&file)?, "last words", "the file when EXITED shows");

@@ -42,7 +42,11 @@ async fn create(node: Node) -> Result<()> {
     ensure!(status.created_at > 0, "created_at is not set");
     same!((status.started_at, status.finished_at), (0, 0), "started_at and finished_at");
     let listed = node.own_containers().await?;
-    same!(listed.iter().map(|c| (c.id.as_str(), c.state)).collect::<Vec<_>>(), vec![(container.id.as_str(), CREATED)], "list");
+    same!(
+        listed.iter().map(|c| (c.id.as_str(), c.state)).collect::<Vec<_>>(),
+        vec![(container.id.as_str(), CREATED)],
+        "list"
+    );
     ensure!(container.host_pids().is_empty(), "something runs already");
     Ok(())
 }
@@ -79,7 +83,11 @@ async fn attributes(node: Node) -> Result<()> {
     let asked = &container.config;
     same!((&status.metadata, &listed.metadata), (&asked.metadata, &asked.metadata), "metadata");
     same!((&status.labels, &listed.labels), (&asked.labels, &asked.labels), "labels");
-    same!((&status.annotations, &listed.annotations), (&asked.annotations, &asked.annotations), "annotations");
+    same!(
+        (&status.annotations, &listed.annotations),
+        (&asked.annotations, &asked.annotations),
+        "annotations"
+    );
     same!(listed.pod_sandbox_id, container.pod.id, "pod_sandbox_id");
     Ok(())
 }
@@ -155,7 +163,11 @@ async fn start_error(node: Node) -> Result<()> {
         let spec = pod.container(name).edit(|config| config.command = vec![program.to_owned()]);
         let id = match spec.try_create().await {
             Err(status) => {
-                ensure!(status.message().contains(program), "create does not name {program}: {}", status.message());
+                ensure!(
+                    status.message().contains(program),
+                    "create does not name {program}: {}",
+                    status.message()
+                );
                 continue;
             }
             Ok(id) => id,
@@ -163,7 +175,11 @@ async fn start_error(node: Node) -> Result<()> {
         let status = refused(node.start(&id).await, &[], &format!("a start of {program}"))?;
         ensure!(status.message().contains(program), "start does not name {program}: {}", status.message());
         let after = node.container_status(&id).await?;
-        same!((after.state, after.exit_code, after.reason.as_str()), (EXITED, 128, "StartError"), "afterwards");
+        same!(
+            (after.state, after.exit_code, after.reason.as_str()),
+            (EXITED, 128, "StartError"),
+            "afterwards"
+        );
         node.remove(&id).await?;
     }
     Ok(())
@@ -245,7 +261,11 @@ async fn not_ready_sandbox(node: Node) -> Result<()> {
     for (what, pod) in [("a stopped sandbox", pod), ("an unknown sandbox", unknown)] {
         let spec = pod.container("late");
         let call = tokio::time::timeout(Duration::from_secs(5), spec.try_create()).await;
-        refused(call.with_context(|| format!("create in {what} waits"))?, &[], &format!("a create in {what}"))?;
+        refused(
+            call.with_context(|| format!("create in {what} waits"))?,
+            &[],
+            &format!("a create in {what}"),
+        )?;
     }
     Ok(())
 }
@@ -264,7 +284,10 @@ async fn created_at_rises(node: Node) -> Result<()> {
         times.push(container?.status().await?.created_at);
     }
     times.sort_unstable();
-    ensure!(times.windows(2).all(|pair| pair[0] < pair[1]), "two containers of a burst have the same created_at");
+    ensure!(
+        times.windows(2).all(|pair| pair[0] < pair[1]),
+        "two containers of a burst have the same created_at"
+    );
     Ok(())
 }
 
@@ -272,13 +295,21 @@ async fn two_in_a_pod(node: Node) -> Result<()> {
     let pod = node.pod("two").run().await?;
     let mut seen = Vec::new();
     for name in ["one", "two"] {
-        let container = pod.container(name).cmd(&["say", &format!("name={name}"), ";", "ns", ";", "pause"]).start().await?;
+        let container = pod
+            .container(name)
+            .cmd(&["say", &format!("name={name}"), ";", "ns", ";", "pause"])
+            .start()
+            .await?;
         container.says("ns.user").await?.is("name", name)?;
         let exec = container.exec(&["ns", ";", "write", "/tmp/own", name, ";", "read", "/tmp/own"]).await?;
         exec.is("read", name)?;
         let request = v1::ContainerStatsRequest { container_id: container.id.clone() };
         let stats = node.runtime().container_stats(crate::endpoint::ask(request)).await?.into_inner().stats;
-        same!(stats.and_then(|stats| stats.attributes).map(|a| a.id), Some(container.id.clone()), "stats of {name}");
+        same!(
+            stats.and_then(|stats| stats.attributes).map(|a| a.id),
+            Some(container.id.clone()),
+            "stats of {name}"
+        );
         seen.push((exec.get("ns.net")?.to_owned(), exec.get("ns.mnt")?.to_owned()));
     }
     same!(seen[0].0, seen[1].0, "network namespaces");

@@ -39,14 +39,19 @@ async fn node_(node: Node) -> Result<()> {
     let reads = reads.edit(|config| config.devices.push(device(host, "/dev/given", "r")));
     reads.report().await?.failed("open", &["EPERM"]).context("writing what may be read")?;
     // Made by hand: what was not given is denied by the kernel, not by a missing name.
-    let denied = pod.container("denied").cmd(&["mknod", "/tmp/own", &major, &minor, ";", "open", "r", "/tmp/own"]).report().await?;
+    let denied = pod
+        .container("denied")
+        .cmd(&["mknod", "/tmp/own", &major, &minor, ";", "open", "r", "/tmp/own"])
+        .report()
+        .await?;
     denied.worked("mknod")?;
     denied.failed("open", &["EPERM"])?;
     let link = node.folder("links")?.join("device");
     symlink(host, &link)?;
     let path = link.to_string_lossy().into_owned();
     let linked = pod.container("linked").cmd(&["open", "r", "/dev/given"]);
-    let report = linked.edit(|config| config.devices.push(device(&path, "/dev/given", "rwm"))).report().await?;
+    let report =
+        linked.edit(|config| config.devices.push(device(&path, "/dev/given", "rwm"))).report().await?;
     report.worked("open").context("by a symlink")?;
     let folder = pod.container("folder").cmd(&["list", "/dev/all"]);
     let report = folder.edit(|config| config.devices.push(device("/dev/net", "/dev/all", "rwm")));

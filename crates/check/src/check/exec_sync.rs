@@ -48,12 +48,14 @@ async fn timeout(node: Node) -> Result<()> {
     let main = container.host_pid().await?;
     let started = Instant::now();
     let words = [PROGRAM, "spawn", "pause", ";", "on", "TERM", "ignore", ";", "pause"];
-    let answer = node.exec_sync(&container.id, &words, 1).await;
+    let call = tokio::time::timeout(Duration::from_secs(15), node.exec_sync(&container.id, &words, 1));
+    let answer = call.await.context("a child that holds the output hangs the limit")?;
     refused(answer, &[Code::DeadlineExceeded], "a command past its limit")?;
     let took = started.elapsed();
     ensure!(took >= Duration::from_millis(900), "returned after {took:?}, before the limit");
     ensure!(took < Duration::from_secs(4), "returned after {took:?}, long after the limit");
-    let left: Vec<u32> = container.host_pids().into_iter().filter(|pid| *pid != main && host::alive(*pid)).collect();
+    let left: Vec<u32> =
+        container.host_pids().into_iter().filter(|pid| *pid != main && host::alive(*pid)).collect();
     ensure!(left.is_empty(), "when the call returned, {} processes of the command lived", left.len());
     until("the command reaped", Duration::from_secs(2), async || {
         let zombies = host::zombies_of(&[main]);
@@ -66,7 +68,8 @@ async fn held_pipe(node: Node) -> Result<()> {
     let container = node.pod("held").run().await?.container("main").start().await?;
     let started = Instant::now();
     let call = node.exec_sync(&container.id, &[PROGRAM, "detach", "pause", ";", "say", "done"], 10);
-    let answer = tokio::time::timeout(Duration::from_secs(15), call).await.context("a held pipe hangs the call")??;
+    let answer =
+        tokio::time::timeout(Duration::from_secs(15), call).await.context("a held pipe hangs the call")??;
     ensure!(String::from_utf8_lossy(&answer.stdout).contains("done"), "stdout {:?}", answer.stdout);
     same!(answer.exit_code, 0, "exit code");
     ensure!(started.elapsed() < Duration::from_secs(15), "the call took {:?}", started.elapsed());
@@ -144,9 +147,18 @@ async fn refusals(node: Node) -> Result<()> {
     let exited = pod.container("exited").cmd(&["exit", "0"]).start().await?;
     exited.exited().await?;
     refused(node.exec_sync(&exited.id, &[PROGRAM], 5).await, &not_running, "exec in an exited container")?;
-    refused(node.exec_sync(&"d".repeat(64), &[PROGRAM], 5).await, &[Code::NotFound], "exec in an unknown container")?;
-    let missing = refused(node.exec_sync(&container.id, &["/no/such/program"], 5).await, &[], "a missing program")?;
-    ensure!(missing.message().contains("/no/such/program"), "the error does not name it: {}", missing.message());
+    refused(
+        node.exec_sync(&"d".repeat(64), &[PROGRAM], 5).await,
+        &[Code::NotFound],
+        "exec in an unknown container",
+    )?;
+    let missing =
+        refused(node.exec_sync(&container.id, &["/no/such/program"], 5).await, &[], "a missing program")?;
+    ensure!(
+        missing.message().contains("/no/such/program"),
+        "the error does not name it: {}",
+        missing.message()
+    );
     Ok(())
 }
 

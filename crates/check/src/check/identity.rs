@@ -26,7 +26,8 @@ fn is(report: &Report, uid: u32, gid: u32) -> Result<()> {
 }
 
 fn groups(report: &Report) -> Result<Vec<u32>> {
-    let mut groups: Vec<u32> = report.get("groups")?.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
+    let mut groups: Vec<u32> =
+        report.get("groups")?.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
     groups.sort_unstable();
     Ok(groups)
 }
@@ -37,7 +38,9 @@ async fn run_as_user(node: Node) -> Result<()> {
     is(&no_entry, 4321, 0)?;
     let entry = pod.container("entry").cmd(&["ids"]).user(1001).report().await?;
     is(&entry, 1001, 1002).context("a number with an entry")?;
-    let name = |user: &'static str| pod.container(user).cmd(&["ids"]).security(|s| s.run_as_username = user.to_owned());
+    let name = |user: &'static str| {
+        pod.container(user).cmd(&["ids"]).security(|s| s.run_as_username = user.to_owned())
+    };
     is(&name("grouped").report().await?, 1001, 1002).context("a name")?;
     name("stranger").refused("an unknown user name").await?;
     Ok(())
@@ -73,10 +76,11 @@ async fn groups_merge_strict(node: Node) -> Result<()> {
         (v1::SupplementalGroupsPolicy::Strict, vec![1002, 1234]),
     ];
     for (policy, expected) in policies {
-        let spec = pod.container(policy.as_str_name()).cmd(&["ids", ";", "pause"]).user(1001).security(|security| {
-            security.supplemental_groups = vec![1234];
-            security.supplemental_groups_policy = policy as i32;
-        });
+        let spec =
+            pod.container(policy.as_str_name()).cmd(&["ids", ";", "pause"]).user(1001).security(|security| {
+                security.supplemental_groups = vec![1234];
+                security.supplemental_groups_policy = policy as i32;
+            });
         let container = spec.start().await?;
         let own = groups(&container.says("pid").await?)?;
         let with_main = |mut groups: Vec<u32>| {
@@ -86,9 +90,11 @@ async fn groups_merge_strict(node: Node) -> Result<()> {
             groups
         };
         same!(with_main(own), expected, "the groups with {policy:?}");
-        let status = container.status().await?.user.and_then(|user| user.linux).context("no user in the status")?;
+        let status =
+            container.status().await?.user.and_then(|user| user.linux).context("no user in the status")?;
         same!((status.uid, status.gid), (1001, 1002), "uid and gid in the status");
-        let mut told: Vec<u32> = status.supplemental_groups.iter().map(|group| u32::try_from(*group)).collect::<Result<_, _>>()?;
+        let mut told: Vec<u32> =
+            status.supplemental_groups.iter().map(|group| u32::try_from(*group)).collect::<Result<_, _>>()?;
         told.sort_unstable();
         same!(told, expected, "the groups in the status with {policy:?}");
     }

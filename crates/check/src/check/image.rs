@@ -85,7 +85,11 @@ async fn user(node: Node) -> Result<()> {
         let built = node.run.workshop.blank(&node.unique("user")).layer(Layer::new()).user(user).build();
         let reference = node.pull_built(&format!("user{index}"), &built).await?;
         let status = get(&node, &reference).await?;
-        same!((status.uid.map(|uid| uid.value), status.username.as_str()), (uid, username), "uid and username of `{user}`");
+        same!(
+            (status.uid.map(|uid| uid.value), status.username.as_str()),
+            (uid, username),
+            "uid and username of `{user}`"
+        );
     }
     Ok(())
 }
@@ -115,7 +119,8 @@ async fn three_images(node: Node) -> Result<()> {
 
 async fn three_tags(node: Node) -> Result<()> {
     let built = small(&node, "tags");
-    let mut names: Vec<_> = ["1", "2", "3"].iter().map(|tag| node.run.workshop.serve("three-tags", tag, &built)).collect();
+    let mut names: Vec<_> =
+        ["1", "2", "3"].iter().map(|tag| node.run.workshop.serve("three-tags", tag, &built)).collect();
     for name in &names {
         node.pull(name).await?;
     }
@@ -248,24 +253,36 @@ async fn fs_info(node: Node) -> Result<()> {
     let first = info.image_filesystems.first().context("no file system")?;
     let mountpoint = first.fs_id.clone().context("no fs_id")?.mountpoint;
     ensure!(Path::new(&mountpoint).exists(), "the mount point {mountpoint} does not exist");
-    ensure!(used(&info) > 0 && first.inodes_used.as_ref().is_some_and(|n| n.value > 0), "bytes or inodes are zero");
+    ensure!(
+        used(&info) > 0 && first.inodes_used.as_ref().is_some_and(|n| n.value > 0),
+        "bytes or inodes are zero"
+    );
     let age = i64::try_from(jiff::Timestamp::now().as_nanosecond())? - first.timestamp;
     ensure!(age.abs() < 120_000_000_000, "the timestamp is {} s old", age / 1_000_000_000);
     // Much bigger than what other cases come and go with meanwhile.
-    let noise: Vec<u8> = (0u32..48 << 18).flat_map(|word| word.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+    let noise: Vec<u8> =
+        (0u32..48 << 18).flat_map(|word| word.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
     let layer = Layer::new().file("noise", 0o644, noise);
     let built = node.run.workshop.blank("big").layer_as(layer, bowline_testkit::Compression::Plain).build();
     let before = used(&filesystems(&node).await?);
     let reference = node.pull_built("big", &built).await?;
     let risen = until("a rise after a pull", Duration::from_secs(25), async || {
         let now = used(&filesystems(&node).await?);
-        Ok(if now > before + (24 << 20) { Found::Yes(now) } else { Found::Not(format!("{before} and then {now}")) })
+        Ok(if now > before + (24 << 20) {
+            Found::Yes(now)
+        } else {
+            Found::Not(format!("{before} and then {now}"))
+        })
     })
     .await?;
     node.remove_image(&reference).await?;
     until("a fall after a removal", Duration::from_secs(25), async || {
         let now = used(&filesystems(&node).await?);
-        Ok(if now + (24 << 20) < risen { Found::Yes(()) } else { Found::Not(format!("{risen} and then {now}")) })
+        Ok(if now + (24 << 20) < risen {
+            Found::Yes(())
+        } else {
+            Found::Not(format!("{risen} and then {now}"))
+        })
     })
     .await
 }

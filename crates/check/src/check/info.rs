@@ -46,7 +46,8 @@ async fn version_parses(node: Node) -> Result<()> {
     ensure!(!answer.runtime_name.contains([':', '/']), "runtime_name `{}`", answer.runtime_name);
     let text = answer.runtime_version.trim_start_matches('v');
     let numbers = text.split(['-', '+']).next().unwrap_or_default();
-    let dotted = numbers.split('.').all(|part| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit()));
+    let dotted =
+        numbers.split('.').all(|part| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit()));
     ensure!(dotted && numbers.contains('.'), "runtime_version `{}` is no version", answer.runtime_version);
     Ok(())
 }
@@ -133,7 +134,9 @@ async fn runtime_config(node: Node) -> Result<()> {
 }
 
 async fn update_runtime_config(node: Node) -> Result<()> {
-    let cidr = |text: &str| v1::RuntimeConfig { network_config: Some(v1::NetworkConfig { pod_cidr: text.to_owned() }) };
+    let cidr = |text: &str| v1::RuntimeConfig {
+        network_config: Some(v1::NetworkConfig { pod_cidr: text.to_owned() }),
+    };
     for config in [Some(cidr("10.99.0.0/24")), Some(cidr("")), None] {
         let request = v1::UpdateRuntimeConfigRequest { runtime_config: config };
         node.runtime().update_runtime_config(ask(request)).await?;
@@ -154,7 +157,8 @@ async fn status_never_waits(node: Node) -> Result<()> {
         return skip("images come from elsewhere: no slow pull to order");
     }
     let pod = node.pod("busy").run().await?;
-    let stubborn = pod.container("stubborn").cmd(&["on", "TERM", "ignore", ";", "say", "ready=1", ";", "pause"]);
+    let stubborn =
+        pod.container("stubborn").cmd(&["on", "TERM", "ignore", ";", "say", "ready=1", ";", "pause"]);
     let stubborn = stubborn.start().await?;
     stubborn.says("ready").await?;
     let image = node.run.workshop.image("slow").build();
@@ -178,7 +182,11 @@ async fn status_never_waits(node: Node) -> Result<()> {
             ask_status(&node, false).await?;
             node.list_containers(v1::ContainerFilter::default()).await?;
             node.list_pods(v1::PodSandboxFilter::default()).await?;
-            ensure!(started.elapsed() < Duration::from_secs(1), "status and lists took {:?}", started.elapsed());
+            ensure!(
+                started.elapsed() < Duration::from_secs(1),
+                "status and lists took {:?}",
+                started.elapsed()
+            );
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };

@@ -75,7 +75,8 @@ fn excuse(error: &anyhow::Error) -> Option<String> {
         return Some(skip.0.clone());
     }
     let status = error.chain().find_map(|cause| cause.downcast_ref::<Status>())?;
-    (status.code() == Code::Unimplemented).then(|| format!("the endpoint does not implement it: {}", status.message()))
+    (status.code() == Code::Unimplemented)
+        .then(|| format!("the endpoint does not implement it: {}", status.message()))
 }
 
 #[cfg(test)]

@@ -31,9 +31,12 @@ struct Census {
 
 fn census() -> Census {
     let links = fs::read_dir("/sys/class/net").into_iter().flatten().flatten();
-    let links = links.map(|link| link.file_name().to_string_lossy().into_owned()).filter(|name| name.starts_with("veth"));
+    let links = links
+        .map(|link| link.file_name().to_string_lossy().into_owned())
+        .filter(|name| name.starts_with("veth"));
     let pids = host::pids();
-    let namespaces: BTreeSet<_> = pids.iter().filter_map(|pid| fs::read_link(format!("/proc/{pid}/ns/net")).ok()).collect();
+    let namespaces: BTreeSet<_> =
+        pids.iter().filter_map(|pid| fs::read_link(format!("/proc/{pid}/ns/net")).ok()).collect();
     let with_files = |pid: &&u32| fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| !line.is_empty());
     Census {
         mounts: host::mounts_naming(&[String::new()]).len(),
@@ -58,11 +61,14 @@ async fn pods(node: Node) -> Result<()> {
     // The first pod may make a bridge and the like, which stays by right.
     up_and_down(&node, "first").await?;
     let before = census();
-    let all: Vec<_> =
-        stream::iter(0..100).map(|index| {
+    let all: Vec<_> = stream::iter(0..100)
+        .map(|index| {
             let (node, name) = (node.clone(), format!("p{index}"));
             async move { up_and_down(&node, &name).await }
-        }).buffer_unordered(10).collect().await;
+        })
+        .buffer_unordered(10)
+        .collect()
+        .await;
     all.into_iter().collect::<Result<Vec<_>>>()?;
     until("the host as before", Duration::from_secs(10), async || {
         let after = census();
@@ -100,7 +106,9 @@ async fn restart_clean(node: Node) -> Result<()> {
     }
     until("the host as before", Duration::from_secs(10), async || {
         let after = census();
-        let same = after.mounts <= before.mounts && after.cgroups <= before.cgroups && after.links.is_subset(&before.links);
+        let same = after.mounts <= before.mounts
+            && after.cgroups <= before.cgroups
+            && after.links.is_subset(&before.links);
         Ok(if same { Found::Yes(()) } else { Found::Not(format!("{after:?}, before {before:?}")) })
     })
     .await
@@ -109,7 +117,10 @@ async fn restart_clean(node: Node) -> Result<()> {
 async fn log_and_volume(node: Node) -> Result<()> {
     let volume = node.folder("volume")?;
     let pod = node.pod("kept").run().await?;
-    let spec = pod.container("main").cmd(&["write", "/vol/word", "kept", ";", "say", "kept=1"]).mount(&volume, "/vol");
+    let spec = pod
+        .container("main")
+        .cmd(&["write", "/vol/word", "kept", ";", "say", "kept=1"])
+        .mount(&volume, "/vol");
     let container = spec.start().await?;
     container.exited().await?;
     container.remove().await?;
@@ -118,7 +129,9 @@ async fn log_and_volume(node: Node) -> Result<()> {
     same!(fs::read_to_string(volume.join("word"))?, "kept", "the volume");
     container.output()?.is("kept", "1")?;
     ensure!(pod.logs().is_dir(), "the log folder is gone");
-    let gone = node.list_containers(v1::ContainerFilter { pod_sandbox_id: pod.id.clone(), ..Default::default() }).await?;
+    let gone = node
+        .list_containers(v1::ContainerFilter { pod_sandbox_id: pod.id.clone(), ..Default::default() })
+        .await?;
     ensure!(gone.is_empty(), "a container is still listed");
     Ok(())
 }

@@ -27,28 +27,49 @@ async fn filters(node: Node) -> Result<()> {
         })
     };
     let (front, back) = (with("front", "front").run().await?, with("back", "back").run().await?);
-    let running = front.container("running").edit(|c| drop(c.labels.insert("kind".into(), "a".into()))).start().await?;
-    let created = front.container("created").edit(|c| drop(c.labels.insert("kind".into(), "b".into()))).create().await?;
-    let other = back.container("other").edit(|c| drop(c.labels.insert("kind".into(), "a".into()))).create().await?;
+    let running =
+        front.container("running").edit(|c| drop(c.labels.insert("kind".into(), "a".into()))).start().await?;
+    let created = front
+        .container("created")
+        .edit(|c| drop(c.labels.insert("kind".into(), "b".into())))
+        .create()
+        .await?;
+    let other =
+        back.container("other").edit(|c| drop(c.labels.insert("kind".into(), "a".into()))).create().await?;
     back.stop().await?;
 
     let ready = v1::PodSandboxStateValue { state: v1::PodSandboxState::SandboxReady as i32 };
     let pods: Vec<(&str, v1::PodSandboxFilter, Vec<&str>)> = vec![
         ("id", v1::PodSandboxFilter { id: front.id.clone(), ..Default::default() }, vec![&front.id]),
-        ("prefix", v1::PodSandboxFilter { id: front.id[..20].to_owned(), ..Default::default() }, vec![&front.id]),
+        (
+            "prefix",
+            v1::PodSandboxFilter { id: front.id[..20].to_owned(), ..Default::default() },
+            vec![&front.id],
+        ),
         (
             "state and label",
-            v1::PodSandboxFilter { state: Some(ready), label_selector: labels(&[(LABEL, &mark)]), ..Default::default() },
+            v1::PodSandboxFilter {
+                state: Some(ready),
+                label_selector: labels(&[(LABEL, &mark)]),
+                ..Default::default()
+            },
             vec![&front.id],
         ),
         (
             "two labels",
-            v1::PodSandboxFilter { label_selector: labels(&[(LABEL, &mark), ("tier", "back")]), ..Default::default() },
+            v1::PodSandboxFilter {
+                label_selector: labels(&[(LABEL, &mark), ("tier", "back")]),
+                ..Default::default()
+            },
             vec![&back.id],
         ),
         (
             "id and a label of another",
-            v1::PodSandboxFilter { id: front.id.clone(), label_selector: labels(&[("tier", "back")]), ..Default::default() },
+            v1::PodSandboxFilter {
+                id: front.id.clone(),
+                label_selector: labels(&[("tier", "back")]),
+                ..Default::default()
+            },
             vec![],
         ),
     ];
@@ -62,7 +83,11 @@ async fn filters(node: Node) -> Result<()> {
     let is_created = state(v1::ContainerState::ContainerCreated);
     let containers: Vec<(&str, v1::ContainerFilter, Vec<&str>)> = vec![
         ("id", v1::ContainerFilter { id: created.id.clone(), ..Default::default() }, vec![&created.id]),
-        ("prefix", v1::ContainerFilter { id: created.id[..20].to_owned(), ..Default::default() }, vec![&created.id]),
+        (
+            "prefix",
+            v1::ContainerFilter { id: created.id[..20].to_owned(), ..Default::default() },
+            vec![&created.id],
+        ),
         (
             "state",
             v1::ContainerFilter { state: is_created, label_selector: all.clone(), ..Default::default() },
@@ -84,7 +109,11 @@ async fn filters(node: Node) -> Result<()> {
         ),
         (
             "sandbox and state",
-            v1::ContainerFilter { pod_sandbox_id: back.id.clone(), state: state(v1::ContainerState::ContainerRunning), ..Default::default() },
+            v1::ContainerFilter {
+                pod_sandbox_id: back.id.clone(),
+                state: state(v1::ContainerState::ContainerRunning),
+                ..Default::default()
+            },
             vec![],
         ),
     ];
@@ -102,12 +131,21 @@ async fn empty_filter(node: Node) -> Result<()> {
     let pod = node.pod("empty").run().await?;
     let container = pod.container("main").create().await?;
     for filter in [None, Some(v1::PodSandboxFilter::default())] {
-        let items = node.runtime().list_pod_sandbox(ask(v1::ListPodSandboxRequest { filter })).await?.into_inner().items;
+        let items = node
+            .runtime()
+            .list_pod_sandbox(ask(v1::ListPodSandboxRequest { filter }))
+            .await?
+            .into_inner()
+            .items;
         ensure!(items.iter().any(|item| item.id == pod.id), "our pod is not in the list");
     }
     for filter in [None, Some(v1::ContainerFilter::default())] {
-        let answer = node.runtime().list_containers(ask(v1::ListContainersRequest { filter })).await?.into_inner();
-        ensure!(answer.containers.iter().any(|item| item.id == container.id), "our container is not in the list");
+        let answer =
+            node.runtime().list_containers(ask(v1::ListContainersRequest { filter })).await?.into_inner();
+        ensure!(
+            answer.containers.iter().any(|item| item.id == container.id),
+            "our container is not in the list"
+        );
     }
     for filter in [None, Some(v1::ImageFilter::default()), Some(v1::ImageFilter { image: Some(image("")) })] {
         let answer = node.images().list_images(ask(v1::ListImagesRequest { filter })).await?.into_inner();
@@ -119,8 +157,16 @@ async fn empty_filter(node: Node) -> Result<()> {
 
 async fn no_match(node: Node) -> Result<()> {
     let id = "6".repeat(64);
-    same!(node.list_pods(v1::PodSandboxFilter { id: id.clone(), ..Default::default() }).await?.len(), 0, "pods");
-    same!(node.list_containers(v1::ContainerFilter { id, ..Default::default() }).await?.len(), 0, "containers");
+    same!(
+        node.list_pods(v1::PodSandboxFilter { id: id.clone(), ..Default::default() }).await?.len(),
+        0,
+        "pods"
+    );
+    same!(
+        node.list_containers(v1::ContainerFilter { id, ..Default::default() }).await?.len(),
+        0,
+        "containers"
+    );
     Ok(())
 }
 
@@ -136,7 +182,9 @@ async fn ambiguous_prefix(node: Node) -> Result<()> {
     let prefix = &twins.map_or("", |pair| &pair[0][..1]);
     match node.container_status(prefix).await {
         Ok(status) => anyhow::bail!("the prefix `{prefix}` of several gave {}", status.id),
-        Err(status) => ensure!(status.code() != tonic::Code::Unknown || !status.message().is_empty(), "an empty error"),
+        Err(status) => {
+            ensure!(status.code() != tonic::Code::Unknown || !status.message().is_empty(), "an empty error")
+        }
     }
     Ok(())
 }
@@ -152,7 +200,8 @@ async fn big(node: Node) -> Result<()> {
         })
     };
     use futures_util::stream::{self, StreamExt as _};
-    let made: Vec<_> = stream::iter(0..300).map(|index| spec(index).run()).buffer_unordered(10).collect().await;
+    let made: Vec<_> =
+        stream::iter(0..300).map(|index| spec(index).run()).buffer_unordered(10).collect().await;
     let made = made.into_iter().collect::<Result<Vec<_>>>()?;
     let request = v1::ListPodSandboxRequest { filter: None };
     match node.runtime().list_pod_sandbox(ask(request)).await {

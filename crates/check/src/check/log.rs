@@ -34,7 +34,8 @@ async fn reopen_log(node: &Node, id: &str) -> Result<(), tonic::Status> {
 
 async fn exists_at_start(node: Node) -> Result<()> {
     let pod = node.pod("exists").run().await?;
-    let container = pod.container("main").edit(|c| c.log_path = "made/when/missing/0.log".to_owned()).start().await?;
+    let container =
+        pod.container("main").edit(|c| c.log_path = "made/when/missing/0.log".to_owned()).start().await?;
     let path = container.log_path();
     ensure!(path.is_file(), "{} is not there when StartContainer returns", path.display());
     same!(container.status().await?.log_path, path.to_string_lossy(), "status.log_path");
@@ -42,18 +43,27 @@ async fn exists_at_start(node: Node) -> Result<()> {
 }
 
 async fn format(node: Node) -> Result<()> {
-    let words = ["say", "first", ";", "sleep", "30", ";", "complain", "second", ";", "sleep", "30", ";", "say", "", ";", "say", "a  b "];
+    let words = [
+        "say", "first", ";", "sleep", "30", ";", "complain", "second", ";", "sleep", "30", ";", "say", "",
+        ";", "say", "a  b ",
+    ];
     let container = node.pod("format").run().await?.container("main").cmd(&words).start().await?;
     container.exited().await?;
     let log = container.log()?;
-    let got: Vec<_> = log.iter().map(|r| (r.stream.as_str(), r.full, String::from_utf8_lossy(&r.content))).collect();
+    let got: Vec<_> =
+        log.iter().map(|r| (r.stream.as_str(), r.full, String::from_utf8_lossy(&r.content))).collect();
     let line = |stream, text: &'static str| (stream, true, text.into());
-    let expected = vec![line("stdout", "first"), line("stderr", "second"), line("stdout", ""), line("stdout", "a  b ")];
+    let expected =
+        vec![line("stdout", "first"), line("stderr", "second"), line("stdout", ""), line("stdout", "a  b ")];
     same!(got, expected, "records");
     for record in &log {
         let time: jiff::Timestamp = record.time.parse().with_context(|| format!("time `{}`", record.time))?;
         ensure!((time.as_second() - jiff::Timestamp::now().as_second()).abs() < 120, "time {}", record.time);
-        let digits = record.time.split('.').nth(1).map_or(0, |rest| rest.bytes().take_while(u8::is_ascii_digit).count());
+        let digits = record
+            .time
+            .split('.')
+            .nth(1)
+            .map_or(0, |rest| rest.bytes().take_while(u8::is_ascii_digit).count());
         ensure!(digits >= 1, "no fraction of a second in {}", record.time);
     }
     Ok(())
@@ -107,7 +117,10 @@ async fn long_line(node: Node) -> Result<()> {
     let joined: Vec<u8> = log[..=end].iter().flat_map(|record| record.content.clone()).collect();
     let expected: Vec<u8> = (b'a'..=b'z').cycle().take(100_000).collect();
     ensure!(joined == expected, "the parts joined are not the input ({} bytes)", joined.len());
-    ensure!(log[..=end].iter().all(|record| record.content.len() <= 16 << 10), "a part is longer than 16 KiB");
+    ensure!(
+        log[..=end].iter().all(|record| record.content.len() <= 16 << 10),
+        "a part is longer than 16 KiB"
+    );
     same!(log[end + 1].content, b"next".to_vec(), "the next line");
     Ok(())
 }
@@ -163,7 +176,8 @@ async fn append(node: Node) -> Result<()> {
     fs::write(&path, "2001-01-01T00:00:00.000000000Z stdout F old\n")?;
     let container = spec.start().await?;
     container.exited().await?;
-    let lines: Vec<_> = container.log()?.into_iter().map(|r| String::from_utf8_lossy(&r.content).into_owned()).collect();
+    let lines: Vec<_> =
+        container.log()?.into_iter().map(|r| String::from_utf8_lossy(&r.content).into_owned()).collect();
     same!(lines, vec!["old", "new"], "lines");
     Ok(())
 }

@@ -34,16 +34,36 @@ async fn directory(node: Node) -> Result<()> {
     let folder = node.folder("volume")?;
     fs::write(folder.join("word"), "from the host")?;
     fs::write(folder.join("single"), "one file")?;
-    let words = ["read", "/vol/word", ";", "write", "/vol/answer", "from inside", ";", "read", "/single", "file", ";", "append", "/single", "!"];
+    let words = [
+        "read",
+        "/vol/word",
+        ";",
+        "write",
+        "/vol/answer",
+        "from inside",
+        ";",
+        "read",
+        "/single",
+        "file",
+        ";",
+        "append",
+        "/single",
+        "!",
+    ];
     let pod = node.pod("volume").run().await?;
-    let spec = pod.container("main").cmd(&words).mount(&folder, "/vol").mount(&folder.join("single"), "/single");
+    let spec =
+        pod.container("main").cmd(&words).mount(&folder, "/vol").mount(&folder.join("single"), "/single");
     let report = spec.report().await?;
     report.is("read", "from the host")?;
     report.is("read.file", "one file")?;
     same!(fs::read_to_string(folder.join("answer"))?, "from inside", "what was written inside");
     same!(fs::read_to_string(folder.join("single"))?, "one file!", "the single file");
     let reader = pod.container("reader").cmd(&["write", "/vol/no", "x"]);
-    reader.mount_as(&folder, "/vol", |mount| mount.readonly = true).report().await?.failed("write", &["EROFS"])
+    reader
+        .mount_as(&folder, "/vol", |mount| mount.readonly = true)
+        .report()
+        .await?
+        .failed("write", &["EROFS"])
 }
 
 async fn symlinked_source(node: Node) -> Result<()> {
@@ -51,7 +71,8 @@ async fn symlinked_source(node: Node) -> Result<()> {
     fs::write(folder.join("word"), "behind the link")?;
     let link = node.scratch().join("link");
     symlink(&folder, &link)?;
-    let spec = node.pod("link").run().await?.container("main").cmd(&["read", "/vol/word"]).mount(&link, "/vol");
+    let spec =
+        node.pod("link").run().await?.container("main").cmd(&["read", "/vol/word"]).mount(&link, "/vol");
     let container = spec.start().await?;
     container.exited().await?;
     container.output()?.is("read", "behind the link")?;
@@ -65,7 +86,19 @@ async fn sub_mounts(node: Node) -> Result<()> {
     node.tmpfs(&folder.join("below"))?;
     fs::write(folder.join("below/word"), "deep")?;
     let pod = node.pod("sub").run().await?;
-    let words = ["read", "/vol/below/word", ";", "write", "/vol/below/more", "x", ";", "sync", ";", "mkdir", "/vol/no"];
+    let words = [
+        "read",
+        "/vol/below/word",
+        ";",
+        "write",
+        "/vol/below/more",
+        "x",
+        ";",
+        "sync",
+        ";",
+        "mkdir",
+        "/vol/no",
+    ];
     let spec = pod.container("main").cmd(&words).mount_as(&folder, "/vol", |mount| mount.readonly = true);
     let report = spec.report().await?;
     report.is("read", "deep")?;
@@ -93,7 +126,8 @@ async fn exchange(node: &Node, source: &Path, container: &Ctr) -> Result<(bool, 
     node.tmpfs(&source.join("host"))?;
     fs::write(source.join("host/word"), "late")?;
     let seen = container.exec(&["read", "/vol/host/word"]).await?;
-    let made = container.exec(&["mount", "tmpfs", "/vol/inside", ";", "write", "/vol/inside/word", "x"]).await?;
+    let made =
+        container.exec(&["mount", "tmpfs", "/vol/inside", ";", "write", "/vol/inside/word", "x"]).await?;
     made.worked("mount")?;
     Ok((seen.find("read") == Some("late"), source.join("inside/word").exists()))
 }
@@ -117,7 +151,8 @@ async fn bidirectional(node: Node) -> Result<()> {
     let container = propagating(&node, &source, MountPropagation::PropagationBidirectional).await?;
     same!(exchange(&node, &source, &container).await?, (true, true), "seen (inside, on the host)");
     let inside = source.join("inside");
-    rustix::mount::unmount(&inside, rustix::mount::UnmountFlags::empty()).context("unmounting on the host")?;
+    rustix::mount::unmount(&inside, rustix::mount::UnmountFlags::empty())
+        .context("unmounting on the host")?;
     until("the folder's removal on the host", Duration::from_secs(3), async || {
         Ok(match fs::remove_dir(&inside) {
             Ok(()) => Found::Yes(()),
@@ -146,7 +181,8 @@ async fn status_exact(node: Node) -> Result<()> {
     let spec = spec.mount_as(&folder, "/two/", |mount| mount.readonly = true);
     let container = spec.create().await?;
     let plain = |mounts: &[v1::Mount]| {
-        let pairs = mounts.iter().map(|m| (m.container_path.clone(), m.host_path.clone(), m.readonly, m.propagation));
+        let pairs =
+            mounts.iter().map(|m| (m.container_path.clone(), m.host_path.clone(), m.readonly, m.propagation));
         pairs.collect::<Vec<_>>()
     };
     let expected = plain(&container.config.mounts);
@@ -154,7 +190,11 @@ async fn status_exact(node: Node) -> Result<()> {
         mounts.sort();
         mounts
     };
-    same!(sorted(plain(&container.status().await?.mounts)), sorted(expected.clone()), "status.mounts in CREATED");
+    same!(
+        sorted(plain(&container.status().await?.mounts)),
+        sorted(expected.clone()),
+        "status.mounts in CREATED"
+    );
     container.start().await?;
     same!(sorted(plain(&container.status().await?.mounts)), sorted(expected), "status.mounts in RUNNING");
     Ok(())
@@ -171,7 +211,8 @@ async fn relabel_tolerated(node: Node) -> Result<()> {
 
 async fn missing_source(node: Node) -> Result<()> {
     let missing = node.scratch().join("not-there");
-    let spec = node.pod("missing").run().await?.container("main").mount(&missing, "/vol").cmd(&["list", "/vol"]);
+    let spec =
+        node.pod("missing").run().await?.container("main").mount(&missing, "/vol").cmd(&["list", "/vol"]);
     match spec.try_create().await {
         Ok(id) => {
             node.start(&id).await?;
@@ -235,9 +276,16 @@ async fn options(node: Node) -> Result<()> {
         mount.mount_options = with(&["noexec", "nodev", "nosuid"]);
     });
     let report = spec.report().await?;
-    let line = report.all("mount.").into_iter().map(|(_, line)| line.to_owned()).find(|line| line.contains(" /vol "));
+    let line = report
+        .all("mount.")
+        .into_iter()
+        .map(|(_, line)| line.to_owned())
+        .find(|line| line.contains(" /vol "));
     let line = line.context("no mount at /vol")?;
-    ensure!(["noexec", "nodev", "nosuid"].iter().all(|word| line.contains(word)), "not all in effect: {line}");
+    ensure!(
+        ["noexec", "nodev", "nosuid"].iter().all(|word| line.contains(word)),
+        "not all in effect: {line}"
+    );
     let odd = pod.container("odd").mount_as(&folder, "/vol", |mount| mount.mount_options = with(&["bogus"]));
     refused(odd.try_create().await, &[Code::InvalidArgument], "an unknown mount option")?;
     Ok(())

@@ -24,7 +24,11 @@ fn resolver_lines(text: &str) -> Vec<Vec<String>> {
 
 /// What the helper printed of a file, its escapes undone.
 fn unescape(text: &str) -> String {
-    text.replace("\\n", "\n").replace("\\t", "\t").replace("\\'", "'").replace("\\\"", "\"").replace("\\\\", "\\")
+    text.replace("\\n", "\n")
+        .replace("\\t", "\t")
+        .replace("\\'", "'")
+        .replace("\\\"", "\"")
+        .replace("\\\\", "\\")
 }
 
 async fn dns_config(node: Node) -> Result<()> {
@@ -85,7 +89,8 @@ async fn hosts_mount_wins(node: Node) -> Result<()> {
         let words = ["read", target, ";", "mounts"];
         let report = pod.container(&format!("c{index}")).cmd(&words).mount(&source, target).report().await?;
         report.is("read", "# from the kubelet")?;
-        let mounts = report.all("mount.").iter().filter(|(_, line)| line.contains(&format!(" {target} "))).count();
+        let mounts =
+            report.all("mount.").iter().filter(|(_, line)| line.contains(&format!(" {target} "))).count();
         same!(mounts, 1, "mounts at {target}");
     }
     Ok(())

@@ -54,7 +54,8 @@ async fn container_pid(node: Node) -> Result<()> {
 
 async fn host_pid(node: Node) -> Result<()> {
     let pod = node.pod("host").namespaces(|options| options.pid = NamespaceMode::Node as i32).run().await?;
-    let container = pod.container("main").cmd(&["ns", ";", "procs", ";", "say", "ready=1", ";", "pause"]).start().await?;
+    let container =
+        pod.container("main").cmd(&["ns", ";", "procs", ";", "say", "ready=1", ";", "pause"]).start().await?;
     let inside = container.says("ready").await?;
     inside.is("ns.pid", &own("pid")?)?;
     let key = format!("proc.{}", std::process::id());
@@ -136,7 +137,8 @@ async fn shared_pid_reaper(node: Node) -> Result<()> {
     main.says("ready").await?;
     until("the orphan reaped", Duration::from_secs(5), async || {
         let seen = other.exec(&["procs"]).await?;
-        let zombies = seen.all("proc.").iter().filter(|(_, line)| line.split(' ').nth(1) == Some("Z")).count();
+        let zombies =
+            seen.all("proc.").iter().filter(|(_, line)| line.split(' ').nth(1) == Some("Z")).count();
         let sleeping = seen.all("proc.").iter().filter(|(_, line)| line.contains("exe sleep 100")).count();
         Ok(if zombies + sleeping == 0 { Found::Yes(()) } else { Found::Not(format!("{zombies} zombies")) })
     })

@@ -37,7 +37,9 @@ async fn ask_tcp(address: SocketAddr) -> Result<String> {
         stream.read_to_string(&mut text).await?;
         anyhow::Ok(text.split(' ').next().unwrap_or_default().to_owned())
     };
-    tokio::time::timeout(Duration::from_secs(2), talk).await.with_context(|| format!("{address} is silent"))?
+    tokio::time::timeout(Duration::from_secs(2), talk)
+        .await
+        .with_context(|| format!("{address} is silent"))?
 }
 
 /// Asks until the answer is this: a listener needs a moment.
@@ -103,7 +105,10 @@ async fn pod_has_ipv4(pod: &Pod) -> Result<bool> {
 async fn pod_to_pod(node: Node) -> Result<()> {
     let (one, two) = (node.pod("one").run().await?, node.pod("two").run().await?);
     let (ip_one, ip_two) = (one.ip().await?, two.ip().await?);
-    let (first, second) = (server(&one, "main", "0.0.0.0:8081", "one").await?, server(&two, "main", "0.0.0.0:8082", "two").await?);
+    let (first, second) = (
+        server(&one, "main", "0.0.0.0:8081", "one").await?,
+        server(&two, "main", "0.0.0.0:8082", "two").await?,
+    );
     let ways = [(&first, ip_two, 8082, "two"), (&second, ip_one, 8081, "one"), (&first, ip_one, 8081, "one")];
     for (from, ip, port, expected) in ways {
         let address = SocketAddr::new(ip, port).to_string();
@@ -140,7 +145,8 @@ async fn host_port_node(node: Node) -> Result<()> {
     let (tcp, udp) = (free_port()?, free_port()?);
     let spec = node.pod("port").port(Protocol::Tcp, tcp, 80, "").port(Protocol::Udp, udp, 81, "");
     let pod = spec.run().await?;
-    let words = ["serve", "udp", "0.0.0.0:81", "datagram", ";", "serve", "tcp", "0.0.0.0:80", "stream", ";", "pause"];
+    let words =
+        ["serve", "udp", "0.0.0.0:81", "datagram", ";", "serve", "tcp", "0.0.0.0:80", "stream", ";", "pause"];
     pod.container("main").cmd(&words).start().await?.says("serving").await?;
     answers(SocketAddr::new(address, tcp), "stream").await?;
     until("a datagram", Duration::from_secs(5), async || {
@@ -187,7 +193,11 @@ async fn host_port_taken(node: Node) -> Result<()> {
     server(&pod, "main", "0.0.0.0:80", "first").await?;
     let second = node.pod("second").port(Protocol::Tcp, port, 80, "").try_run().await;
     let status = refused(second, &[], "a second pod with the same host port")?;
-    ensure!(status.message().contains(&port.to_string()), "the error does not name the port: {}", status.message());
+    ensure!(
+        status.message().contains(&port.to_string()),
+        "the error does not name the port: {}",
+        status.message()
+    );
     answers(SocketAddr::from(([127, 0, 0, 1], port)), "first").await
 }
 
@@ -213,15 +223,27 @@ async fn host_network(node: Node) -> Result<()> {
     same!(pod.status().await?.network.unwrap_or_default().ip, "", "the status' IP");
     let container = pod.container("main").start().await?;
     let answer = container.exec(&["ask", "tcp", &address.to_string(), ";", "ns"]).await?;
-    same!(answer.find("ask.error").is_some_and(|error| error == "ECONNREFUSED"), false, "a refused host listener");
-    same!(answer.get("ns.net")?, std::fs::read_link("/proc/self/ns/net")?.to_string_lossy(), "the network namespace");
-    ensure!(ask_tcp(SocketAddr::from(([127, 0, 0, 1], port))).await.is_err(), "the port mapping is not ignored");
+    same!(
+        answer.find("ask.error").is_some_and(|error| error == "ECONNREFUSED"),
+        false,
+        "a refused host listener"
+    );
+    same!(
+        answer.get("ns.net")?,
+        std::fs::read_link("/proc/self/ns/net")?.to_string_lossy(),
+        "the network namespace"
+    );
+    ensure!(
+        ask_tcp(SocketAddr::from(([127, 0, 0, 1], port))).await.is_err(),
+        "the port mapping is not ignored"
+    );
     Ok(())
 }
 
 async fn not_host_network(node: Node) -> Result<()> {
     let (_listener, address) = host_listener().await?;
-    let pod = node.pod("apart").namespaces(|options| options.network = NamespaceMode::Pod as i32).run().await?;
+    let pod =
+        node.pod("apart").namespaces(|options| options.network = NamespaceMode::Pod as i32).run().await?;
     let report = pod.report("main", &["ask", "tcp", &address.to_string()]).await?;
     report.failed("ask", &["ECONNREFUSED"])
 }

@@ -6,10 +6,8 @@ use bowline_cri_proto::v1::ContainerState;
 use super::case::{Case, case, same};
 use crate::node::Node;
 
-pub(super) const CASES: &[Case] = &[
-    case!("oom/killed", "CK", killed).quick(),
-    case!("oom/child-killed", "K", child_killed),
-];
+pub(super) const CASES: &[Case] =
+    &[case!("oom/killed", "CK", killed).quick(), case!("oom/child-killed", "K", child_killed)];
 
 async fn killed(node: Node) -> Result<()> {
     let spec = node.pod("oom").run().await?.container("main").cmd(&["eat", "200", ";", "pause"]);
@@ -29,7 +27,10 @@ async fn child_killed(node: Node) -> Result<()> {
     let cgroup = container.cgroup().await?;
     let file = if crate::host::is_unified() { "memory.events" } else { "memory.oom_control" };
     let text = cgroup.read("memory", file).unwrap_or_default();
-    let kills = text.lines().find_map(|line| line.strip_prefix("oom_kill ")).and_then(|count| count.parse::<u64>().ok());
+    let kills = text
+        .lines()
+        .find_map(|line| line.strip_prefix("oom_kill "))
+        .and_then(|count| count.parse::<u64>().ok());
     ensure!(kills.is_some_and(|kills| kills > 0), "the kill was not counted: {text}");
     Ok(())
 }

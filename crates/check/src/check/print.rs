@@ -13,7 +13,11 @@ use crate::output::table;
 pub(crate) fn list(cases: &[&Case]) -> String {
     let mut rows = vec![["CASE", "TAGS", "QUICK", "SERIAL"].map(str::to_owned).to_vec()];
     let mark = |on: bool| if on { "yes" } else { "" }.to_owned();
-    rows.extend(cases.iter().map(|case| vec![case.name.to_owned(), case.tags.to_owned(), mark(case.quick), mark(case.serial)]));
+    rows.extend(
+        cases.iter().map(|case| {
+            vec![case.name.to_owned(), case.tags.to_owned(), mark(case.quick), mark(case.serial)]
+        }),
+    );
     table(&rows)
 }
 
@@ -39,7 +43,9 @@ pub(crate) fn summary(format: Format, endpoint: &str, outcomes: &[Outcome], took
         Format::Table => {
             println!("\n{}", groups(outcomes));
             if differs > 0 {
-                println!("{differs} differ from what Bowline promises beyond CRI (--strict counts them as failed)");
+                println!(
+                    "{differs} differ from what Bowline promises beyond CRI (--strict counts them as failed)"
+                );
             }
             println!("took {:.1}s\n{closing}", took.as_secs_f64());
         }
@@ -61,7 +67,13 @@ fn groups(outcomes: &[Outcome]) -> String {
     for name in names {
         let own = || outcomes.iter().filter(|outcome| outcome.case.group() == name);
         let count = |word: &str| own().filter(|outcome| outcome.verdict.word() == word).count().to_string();
-        rows.push(vec![name.to_owned(), count("passed"), count("FAILED"), count("differs"), count("skipped")]);
+        rows.push(vec![
+            name.to_owned(),
+            count("passed"),
+            count("FAILED"),
+            count("differs"),
+            count("skipped"),
+        ]);
     }
     table(&rows)
 }

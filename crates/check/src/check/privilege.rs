@@ -31,18 +31,32 @@ fn capability(report: &Report, set: &str) -> Result<u64> {
 
 fn capabilities(spec: CtrSpec, add: &[&str], drop: &[&str]) -> CtrSpec {
     let words = |items: &[&str]| items.iter().map(|item| (*item).to_owned()).collect();
-    let asked = v1::Capability {
-        add_capabilities: words(add),
-        drop_capabilities: words(drop),
-        ..Default::default()
-    };
+    let asked =
+        v1::Capability { add_capabilities: words(add), drop_capabilities: words(drop), ..Default::default() };
     spec.security(|security| security.capabilities = Some(asked))
 }
 
 async fn privileged(node: Node) -> Result<()> {
     let pod = node.pod("privileged").privileged().run().await?;
-    let words = ["link-up", ";", "ids", ";", "stat", "/dev/kmsg", ";", "open", "r", "/dev/kmsg", ";", "mounts", ";", "read", "/proc/kcore-none"];
-    let report = pod.container("main").cmd(&words).security(|security| security.privileged = true).report().await?;
+    let words = [
+        "link-up",
+        ";",
+        "ids",
+        ";",
+        "stat",
+        "/dev/kmsg",
+        ";",
+        "open",
+        "r",
+        "/dev/kmsg",
+        ";",
+        "mounts",
+        ";",
+        "read",
+        "/proc/kcore-none",
+    ];
+    let report =
+        pod.container("main").cmd(&words).security(|security| security.privileged = true).report().await?;
     report.is("link-up", "ok").context("managing interfaces")?;
     report.get("stat./dev/kmsg").context("the host's devices")?;
     let mounts = report.all("mount.");
@@ -70,14 +84,18 @@ async fn unprivileged(node: Node) -> Result<()> {
 async fn add_drop(node: Node) -> Result<()> {
     let pod = node.pod("caps").run().await?;
     let host = u64::from_str_radix(own_bounding()?.trim(), 16)?;
-    let cases: [(&str, &[&str], &[&str], u64, u64); 4] = [
+    type Words = &'static [&'static str];
+    let cases: [(&str, Words, Words, u64, u64); 4] = [
         ("added", &["NET_ADMIN"], &[], NET_ADMIN, 0),
         ("dropped", &[], &["NET_RAW"], 0, NET_RAW),
         ("all-added", &["ALL"], &[], host, 0),
         ("all-dropped", &[], &["ALL"], 0, u64::MAX),
     ];
     for (name, add, drop, there, gone) in cases {
-        let container = capabilities(pod.container(name).cmd(&["ids", ";", "link-up", ";", "pause"]), add, drop).start().await?;
+        let container =
+            capabilities(pod.container(name).cmd(&["ids", ";", "link-up", ";", "pause"]), add, drop)
+                .start()
+                .await?;
         let (own, exec) = (container.says("pid").await?, container.exec(&["ids", ";", "link-up"]).await?);
         for (what, report) in [("process", &own), ("exec", &exec)] {
             for set in ["effective", "permitted", "bounding"] {
@@ -85,7 +103,11 @@ async fn add_drop(node: Node) -> Result<()> {
                 ensure!(got & there == there && got & gone == 0, "{set} of the {what}, {name}: {got:x}");
             }
         }
-        same!(exec.find("link-up").is_some(), there & NET_ADMIN != 0, "whether it can manage interfaces, {name}");
+        same!(
+            exec.find("link-up").is_some(),
+            there & NET_ADMIN != 0,
+            "whether it can manage interfaces, {name}"
+        );
     }
     Ok(())
 }
@@ -137,7 +159,10 @@ async fn readonly_rootfs(node: Node) -> Result<()> {
             false => report.worked("write")?,
         }
     }
-    let pod_mount = pod.container("shm").cmd(&["write", "/dev/shm/x", "1", ";", "mkdir", "/vol/sub"]).mount(&volume, "/vol");
+    let pod_mount = pod
+        .container("shm")
+        .cmd(&["write", "/dev/shm/x", "1", ";", "mkdir", "/vol/sub"])
+        .mount(&volume, "/vol");
     let report = pod_mount.security(|security| security.readonly_rootfs = true).report().await?;
     report.worked("write").context("/dev/shm")?;
     report.worked("mkdir").context("a volume")
@@ -146,7 +171,22 @@ async fn readonly_rootfs(node: Node) -> Result<()> {
 async fn masked_paths(node: Node) -> Result<()> {
     let pod = node.pod("masked").run().await?;
     let list = |items: &[&str]| items.iter().map(|item| (*item).to_owned()).collect::<Vec<_>>();
-    let words = ["read", "/data/shipped", "file", ";", "list", "/etc", ";", "write", "/home/x", "1", ";", "read", "/proc/sys/kernel/pid_max", "sys"];
+    let words = [
+        "read",
+        "/data/shipped",
+        "file",
+        ";",
+        "list",
+        "/etc",
+        ";",
+        "write",
+        "/home/x",
+        "1",
+        ";",
+        "read",
+        "/proc/sys/kernel/pid_max",
+        "sys",
+    ];
     let spec = pod.container("named").cmd(&words).security(|security| {
         security.masked_paths = list(&["/data/shipped", "/etc", "/no/such/path"]);
         security.readonly_paths = list(&["/home", "/proc/sys"]);

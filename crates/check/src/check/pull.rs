@@ -106,10 +106,13 @@ async fn cancel_retry(node: Node) -> Result<()> {
     node.run.workshop.registry().fault(&part, Fault::HangAfter(1 << 20, 1));
     let request = v1::PullImageRequest { image: Some(image(&name)), ..Default::default() };
     let call = node.images();
-    let cut = tokio::time::timeout(Duration::from_secs(1), async move { call.clone().pull_image(request).await }).await;
+    let cut =
+        tokio::time::timeout(Duration::from_secs(1), async move { call.clone().pull_image(request).await })
+            .await;
     ensure!(cut.is_err(), "the pull was not cut off: {cut:?}");
     ensure!(node.image_status(&name).await?.is_none(), "the half pulled image is there");
-    let retry = tokio::time::timeout(Duration::from_secs(30), node.pull(&name)).await.context("the retry hangs")?;
+    let retry =
+        tokio::time::timeout(Duration::from_secs(30), node.pull(&name)).await.context("the retry hangs")?;
     retry.context("the retry")?;
     status_of(&node, &name).await?;
     Ok(())
@@ -128,12 +131,17 @@ async fn moved_tag(node: Node) -> Result<()> {
 async fn errors(node: Node) -> Result<()> {
     let registry = Registry::start();
     let serve = |name: &str| registry.push(name, "1", &small(&node, name));
-    let closed = format!("127.0.0.1:{}/closed:1", std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port());
+    let closed =
+        format!("127.0.0.1:{}/closed:1", std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port());
     let failing = serve("failing");
     registry.fault("failing", Fault::Status(503, 1000));
     for name in [&closed, &failing] {
         let status = refused(node.pull(name).await, &[Code::Unknown], &format!("a pull of {name}"))?;
-        ensure!(status.message().starts_with("RegistryUnavailable"), "the text for {name} is {}", status.message());
+        ensure!(
+            status.message().starts_with("RegistryUnavailable"),
+            "the text for {name} is {}",
+            status.message()
+        );
     }
     let unknown = serve("known").replace(":1", ":2");
     refused(node.pull(&unknown).await, &[], "an unknown tag")?;
@@ -153,19 +161,28 @@ async fn auth(node: Node) -> Result<()> {
     let basic = AuthMode::Basic { user: "someone".to_owned(), password: "secret".to_owned() };
     let registry = Registry::builder().auth(basic).start();
     let name = registry.push("private", "1", &small(&node, "private"));
-    let with = |auth: v1::AuthConfig| v1::PullImageRequest { image: Some(image(&name)), auth: Some(auth), sandbox_config: None };
+    let with = |auth: v1::AuthConfig| v1::PullImageRequest {
+        image: Some(image(&name)),
+        auth: Some(auth),
+        sandbox_config: None,
+    };
     let pair = |user: &str, password: &str| v1::AuthConfig {
         username: user.to_owned(),
         password: password.to_owned(),
         ..Default::default()
     };
     let encoded = v1::AuthConfig { auth: "c29tZW9uZTpzZWNyZXQ=".to_owned(), ..Default::default() };
-    let at = |auth: v1::AuthConfig, server: &str| v1::AuthConfig { server_address: server.to_owned(), ..auth };
+    let at =
+        |auth: v1::AuthConfig, server: &str| v1::AuthConfig { server_address: server.to_owned(), ..auth };
     refused(node.pull(&name).await, &[], "a pull without credentials")?;
     refused(node.pull_with(with(pair("someone", "wrong"))).await, &[], "a wrong password")?;
     let elsewhere = with(at(pair("someone", "secret"), "registry.example"));
     refused(node.pull_with(elsewhere).await, &[], "credentials for another host")?;
-    for (what, auth) in [("a password", pair("someone", "secret")), ("base64", encoded), ("this host", at(pair("someone", "secret"), &registry.url()))] {
+    for (what, auth) in [
+        ("a password", pair("someone", "secret")),
+        ("base64", encoded),
+        ("this host", at(pair("someone", "secret"), &registry.url())),
+    ] {
         node.pull_with(with(auth)).await.with_context(|| format!("with {what}"))?;
         node.remove_image(&name).await?;
     }
@@ -184,7 +201,8 @@ async fn bearer(node: &Node) -> Result<()> {
     let name = registry.push("tokens", "1", &small(node, "tokens"));
     let identity = v1::AuthConfig { identity_token: "refresh-me".to_owned(), ..Default::default() };
     let wrong = v1::AuthConfig { identity_token: "stale".to_owned(), ..Default::default() };
-    let with = |auth| v1::PullImageRequest { image: Some(image(&name)), auth: Some(auth), sandbox_config: None };
+    let with =
+        |auth| v1::PullImageRequest { image: Some(image(&name)), auth: Some(auth), sandbox_config: None };
     refused(node.pull_with(with(wrong)).await, &[], "a wrong identity token")?;
     node.pull_with(with(identity)).await.context("with an identity token")?;
     Ok(())
@@ -209,7 +227,8 @@ async fn formats(node: Node) -> Result<()> {
             let reference = workshop.serve(&format!("formats/{name}"), form, image);
             node.pull(&reference).await.with_context(|| format!("{name} as {form}"))?;
             let words = ["read", "/kind"];
-            let report = pod.container(&format!("{name}-{form}")).image(&reference).cmd(&words).report().await?;
+            let report =
+                pod.container(&format!("{name}-{form}")).image(&reference).cmd(&words).report().await?;
             report.is("read", name)?;
         }
     }
@@ -243,10 +262,30 @@ async fn tree(node: Node) -> Result<()> {
     let reference = node.pull_built("tree", &built).await?;
     let long = format!("/{long}");
     let words = [
-        "stat", "/owned", ";", "stat", "/linked", ";", "stat", "/special", ";", "list", "/opaque", ";", "list", "/", ";",
-        "xattr", "/capable", "security.capability", ";", "stat", &long,
+        "stat",
+        "/owned",
+        ";",
+        "stat",
+        "/linked",
+        ";",
+        "stat",
+        "/special",
+        ";",
+        "list",
+        "/opaque",
+        ";",
+        "list",
+        "/",
+        ";",
+        "xattr",
+        "/capable",
+        "security.capability",
+        ";",
+        "stat",
+        &long,
     ];
-    let report = node.pod("tree").run().await?.container("main").image(&reference).cmd(&words).report().await?;
+    let report =
+        node.pod("tree").run().await?.container("main").image(&reference).cmd(&words).report().await?;
     report.is("stat./owned", "file 0644 1000 1001 1 2 0x0")?;
     report.is("stat./linked", "file 0644 1000 1001 1 2 0x0")?;
     report.is("stat./special", "file 6755 0 0 1 1 0x0")?;

@@ -82,7 +82,10 @@ async fn cancelled_client(node: Node) -> Result<()> {
     for cut in [1, 5, 20, 60] {
         let cut = Duration::from_millis(cut);
         let spec = node.pod("cut");
-        let request = v1::RunPodSandboxRequest { config: Some(spec.config.clone()), runtime_handler: spec.handler.clone() };
+        let request = v1::RunPodSandboxRequest {
+            config: Some(spec.config.clone()),
+            runtime_handler: spec.handler.clone(),
+        };
         let _ = tokio::time::timeout(cut, node.runtime().run_pod_sandbox(within(request, cut))).await;
         let id = repeat("RunPodSandbox", async || spec.try_run().await).await?;
         let pod = crate::pod::Pod { node: node.clone(), id, config: spec.config.clone().into() };
@@ -101,7 +104,11 @@ async fn cancelled_client(node: Node) -> Result<()> {
             let _ = node.start(&container).await;
             let status = node.container_status(&container).await?;
             let running = status.state == v1::ContainerState::ContainerRunning as i32;
-            Ok(if running { Found::Yes(()) } else { Found::Not(format!("state {} {}", status.state, status.message)) })
+            Ok(if running {
+                Found::Yes(())
+            } else {
+                Found::Not(format!("state {} {}", status.state, status.message))
+            })
         })
         .await?;
         let request = v1::StopPodSandboxRequest { pod_sandbox_id: pod.id.clone() };

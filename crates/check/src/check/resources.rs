@@ -92,7 +92,8 @@ async fn update(node: Node) -> Result<()> {
         same!(linux.cpu_shares, 512, "shares, which were not mentioned");
     }
     let created = spec("created").create().await?;
-    change(&created, LinuxContainerResources { memory_limit_in_bytes: 80 * MIB, ..Default::default() }).await?;
+    change(&created, LinuxContainerResources { memory_limit_in_bytes: 80 * MIB, ..Default::default() })
+        .await?;
     same!(told(&created).await?.memory_limit_in_bytes, 80 * MIB, "the status in CREATED");
     created.start().await?;
     same!(created.cgroup().await?.memory_limit(), Some(80 << 20), "memory after the start");
@@ -128,7 +129,8 @@ async fn hugepages_zero(node: Node) -> Result<()> {
     let pod = node.pod("huge").run().await?;
     let spec = pod.container("main").resources(|linux| linux.hugepage_limits = sizes.to_vec());
     let container = spec.start().await?;
-    let again = LinuxContainerResources { hugepage_limits: sizes.to_vec(), cpu_shares: 100, ..Default::default() };
+    let again =
+        LinuxContainerResources { hugepage_limits: sizes.to_vec(), cpu_shares: 100, ..Default::default() };
     change(&container, again).await.context("an update with limits of zero")
 }
 
@@ -143,7 +145,11 @@ async fn unified(node: Node) -> Result<()> {
         return Ok(());
     }
     let container = with("group", "memory.oom.group", "1").start().await?;
-    same!(container.cgroup().await?.read("memory", "memory.oom.group").as_deref(), Some("1"), "memory.oom.group");
+    same!(
+        container.cgroup().await?.read("memory", "memory.oom.group").as_deref(),
+        Some("1"),
+        "memory.oom.group"
+    );
     with("unknown", "memory.no_such_key", "1").refused("an unknown key").await?;
     Ok(())
 }
@@ -158,7 +164,8 @@ async fn cgroup_place(node: Node) -> Result<()> {
         }
         _ => (format!("/check-{}/pod", node.mark()), format!("check-{}/pod", node.mark())),
     };
-    let placed = node.pod("placed").edit(|config| config.linux.get_or_insert_default().cgroup_parent = parent);
+    let placed =
+        node.pod("placed").edit(|config| config.linux.get_or_insert_default().cgroup_parent = parent);
     let container = placed.run().await?.container("main").start().await?;
     let cgroup = container.cgroup().await?;
     let path = cgroup.path("memory").context("no memory cgroup")?.to_owned();
@@ -183,7 +190,8 @@ fn remove_parent(node: &Node) {
 
 async fn pod_update(node: Node) -> Result<()> {
     let pod = node.pod("pod").run().await?;
-    let linux = |memory: i64| LinuxContainerResources { memory_limit_in_bytes: memory * MIB, ..Default::default() };
+    let linux =
+        |memory: i64| LinuxContainerResources { memory_limit_in_bytes: memory * MIB, ..Default::default() };
     for memory in [64, 128, 128, 64] {
         let request = v1::UpdatePodSandboxResourcesRequest {
             pod_sandbox_id: pod.id.clone(),
@@ -192,7 +200,9 @@ async fn pod_update(node: Node) -> Result<()> {
         };
         match node.runtime().update_pod_sandbox_resources(ask(request)).await {
             Ok(_) => {}
-            Err(status) if status.code() == Code::Unimplemented => return skip("the endpoint does not implement it"),
+            Err(status) if status.code() == Code::Unimplemented => {
+                return skip("the endpoint does not implement it");
+            }
             Err(status) => return Err(status.into()),
         }
     }

@@ -23,7 +23,9 @@ pub(super) async fn restart(node: &Node) -> Result<()> {
     let Some(command) = node.run.restart.clone() else { return skip("no --restart-cmd was given") };
     let mut child = tokio::process::Command::new("/bin/sh");
     child.arg("-c").arg(&command).stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null());
-    let status = tokio::time::timeout(Duration::from_secs(60), child.status()).await.context("the restart command hangs")??;
+    let status = tokio::time::timeout(Duration::from_secs(60), child.status())
+        .await
+        .context("the restart command hangs")??;
     ensure!(status.success(), "the restart command ended with {status}");
     ready(node).await
 }
@@ -63,7 +65,11 @@ async fn survive(node: Node) -> Result<()> {
     restart(&node).await?;
     let after = look().await?;
     same!(after.0, before.0, "the pod's status");
-    same!((after.1.state, &after.1.metadata), (before.1.state, &before.1.metadata), "the stopped pod's status");
+    same!(
+        (after.1.state, &after.1.metadata),
+        (before.1.state, &before.1.metadata),
+        "the stopped pod's status"
+    );
     for (after, before) in after.2.iter().zip(&before.2) {
         same!(after, before, "a container's status");
     }
@@ -79,14 +85,22 @@ async fn meanwhile(node: Node) -> Result<()> {
     let command = node.run.restart.clone().unwrap_or_default();
     // The container is let go when the old daemon is being ended, so that part of it happens without one.
     std::fs::write(folder.join("go"), "")?;
-    let child = tokio::process::Command::new("/bin/sh").arg("-c").arg(&command).stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null()).status();
+    let child = tokio::process::Command::new("/bin/sh")
+        .arg("-c")
+        .arg(&command)
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::null())
+        .status();
     ensure!(child.await?.success(), "the restart command failed");
     ready(&node).await?;
     let status = container.exited().await?;
     same!(status.exit_code, 9, "exit code");
     let lines = container.log()?;
     same!(lines.len(), 5000, "lines in the log");
-    let right = lines.iter().enumerate().all(|(index, line)| line.content.starts_with(format!("{index:08}").as_bytes()));
+    let right = lines
+        .iter()
+        .enumerate()
+        .all(|(index, line)| line.content.starts_with(format!("{index:08}").as_bytes()));
     ensure!(right, "a line is missing or doubled");
     Ok(())
 }
@@ -94,20 +108,34 @@ async fn meanwhile(node: Node) -> Result<()> {
 async fn calls(node: Node) -> Result<()> {
     wanted(&node)?;
     let command = node.run.restart.clone().unwrap_or_default();
-    let child = tokio::process::Command::new("/bin/sh").arg("-c").arg(&command).stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null()).status();
+    let child = tokio::process::Command::new("/bin/sh")
+        .arg("-c")
+        .arg(&command)
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::null())
+        .status();
     let watch = async {
         let mut unavailable = 0;
         let mut up = false;
         until("an answer to everything", Duration::from_secs(30), async || {
-            let Ok(channel) = endpoint::connect(&node.run.endpoint).await else { return Ok(Found::Not("no connection".into())) };
+            let Ok(channel) = endpoint::connect(&node.run.endpoint).await else {
+                return Ok(Found::Not("no connection".into()));
+            };
             let mut images = endpoint::images(channel.clone());
             let mut runtime = endpoint::runtime(channel);
             let early = async {
-                images.image_fs_info(endpoint::within(v1::ImageFsInfoRequest {}, Duration::from_secs(2))).await?;
-                runtime.runtime_config(endpoint::within(v1::RuntimeConfigRequest {}, Duration::from_secs(2))).await
+                images
+                    .image_fs_info(endpoint::within(v1::ImageFsInfoRequest {}, Duration::from_secs(2)))
+                    .await?;
+                runtime
+                    .runtime_config(endpoint::within(v1::RuntimeConfigRequest {}, Duration::from_secs(2)))
+                    .await
             };
             let early = early.await.is_ok();
-            let list = runtime.list_pod_sandbox(endpoint::within(v1::ListPodSandboxRequest::default(), Duration::from_secs(2)));
+            let list = runtime.list_pod_sandbox(endpoint::within(
+                v1::ListPodSandboxRequest::default(),
+                Duration::from_secs(2),
+            ));
             match list.await {
                 Ok(_) => {
                     // Two answers in a row from the new daemon: the first may still be the old one's.
@@ -118,8 +146,14 @@ async fn calls(node: Node) -> Result<()> {
                 Err(status) => {
                     unavailable += 1;
                     up = false;
-                    let fast = status.code() == tonic::Code::Unavailable || status.code() == tonic::Code::Unknown;
-                    ensure!(fast || status.code() == tonic::Code::Cancelled, "{:?}: {}", status.code(), status.message());
+                    let fast =
+                        status.code() == tonic::Code::Unavailable || status.code() == tonic::Code::Unknown;
+                    ensure!(
+                        fast || status.code() == tonic::Code::Cancelled,
+                        "{:?}: {}",
+                        status.code(),
+                        status.message()
+                    );
                     Ok(Found::Not(status.to_string()))
                 }
             }

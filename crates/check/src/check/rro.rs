@@ -28,7 +28,8 @@ async fn enforced(node: Node) -> Result<()> {
     let folder = node.folder("volume")?;
     node.tmpfs(&folder.join("below"))?;
     let words = ["write", "/vol/below/word", "x", ";", "mkdir", "/vol/below/folder"];
-    let spec = node.pod("rro").run().await?.container("main").cmd(&words).mount_as(&folder, "/vol", recursive);
+    let spec =
+        node.pod("rro").run().await?.container("main").cmd(&words).mount_as(&folder, "/vol", recursive);
     let report = spec.report().await?;
     report.failed("write", &["EROFS"])?;
     report.failed("mkdir", &["EROFS"])
@@ -51,7 +52,11 @@ async fn refused_combinations(node: Node) -> Result<()> {
             recursive(mount);
             (mount.readonly, mount.propagation) = (readonly, propagation as i32);
         });
-        refused(spec.try_create().await, &[Code::InvalidArgument, Code::Unknown], &format!("a recursive mount, {what},"))?;
+        refused(
+            spec.try_create().await,
+            &[Code::InvalidArgument, Code::Unknown],
+            &format!("a recursive mount, {what},"),
+        )?;
     }
     Ok(())
 }

@@ -43,7 +43,11 @@ async fn run(node: Node) -> Result<()> {
     let after = now();
     let status = pod.status().await?;
     same!(status.state, READY, "state when the call returns");
-    ensure!((before..=after).contains(&status.created_at), "created_at {} is not within the call", status.created_at);
+    ensure!(
+        (before..=after).contains(&status.created_at),
+        "created_at {} is not within the call",
+        status.created_at
+    );
     let listed = node.own_pods().await?;
     same!(listed.len(), 1, "listed pods");
     same!((&listed[0].id, listed[0].state), (&pod.id, READY), "the listed pod");
@@ -118,7 +122,8 @@ async fn echo_options(node: Node) -> Result<()> {
         let spec = node.pod("echo").edit(|config| config.hostname = named.to_owned()).namespaces(|options| {
             (options.network, options.pid, options.ipc) = (network, pid, ipc);
         });
-        let asked = spec.config.linux.clone().and_then(|l| l.security_context).and_then(|s| s.namespace_options);
+        let asked =
+            spec.config.linux.clone().and_then(|l| l.security_context).and_then(|s| s.namespace_options);
         let pod = spec.run().await?;
         let status = pod.status().await?;
         let given = status.linux.and_then(|linux| linux.namespaces).and_then(|namespaces| namespaces.options);
@@ -142,7 +147,8 @@ async fn stop(node: Node) -> Result<()> {
 async fn stop_kills(node: Node) -> Result<()> {
     let pod = node.pod("kills").run().await?;
     let plain = pod.container("plain").start().await?;
-    let stubborn = pod.container("stubborn").cmd(&["on", "TERM", "ignore", ";", "say", "ready=1", ";", "pause"]);
+    let stubborn =
+        pod.container("stubborn").cmd(&["on", "TERM", "ignore", ";", "say", "ready=1", ";", "pause"]);
     let stubborn = stubborn.start().await?;
     stubborn.says("ready").await?;
     pod.stop().await?;
@@ -219,7 +225,10 @@ async fn equal_calls_join(node: Node) -> Result<()> {
     let (first, second) = tokio::join!(spec.try_run(), spec.try_run());
     same!(first?, second?, "the ids of two equal calls");
     let other = node.pod("late");
-    let request = v1::RunPodSandboxRequest { config: Some(other.config.clone()), runtime_handler: other.handler.clone() };
+    let request = v1::RunPodSandboxRequest {
+        config: Some(other.config.clone()),
+        runtime_handler: other.handler.clone(),
+    };
     let cut = node.runtime().run_pod_sandbox(within(request, Duration::from_millis(1))).await;
     let again = other.try_run().await.context("the repeat after the deadline")?;
     if let Ok(answer) = cut {

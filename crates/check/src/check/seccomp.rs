@@ -60,13 +60,20 @@ async fn localhost(node: Node) -> Result<()> {
     let path = denying(&node, "chmod.json", CHMOD)?;
     let pod = node.pod("localhost").run().await?;
     let words = ["write", "/tmp/x", "1", ";", "chmod", "/tmp/x", "600", ";", "ids"];
-    let container = with(pod.container("main").cmd(&[&words[..], &[";", "pause"]].concat()), profile(ProfileType::Localhost, &path)).start().await?;
+    let container = with(
+        pod.container("main").cmd(&[&words[..], &[";", "pause"]].concat()),
+        profile(ProfileType::Localhost, &path),
+    )
+    .start()
+    .await?;
     for report in [container.says("pid").await?, container.exec(&words).await?] {
         report.worked("write")?;
         report.failed("chmod", &["EPERM"])?;
     }
     let missing = format!("{path}.missing");
-    with(pod.container("missing"), profile(ProfileType::Localhost, &missing)).refused("a missing profile").await?;
+    with(pod.container("missing"), profile(ProfileType::Localhost, &missing))
+        .refused("a missing profile")
+        .await?;
     Ok(())
 }
 
@@ -75,9 +82,14 @@ async fn beats_capability(node: Node) -> Result<()> {
     let pod = node.pod("beats").run().await?;
     let admin = |name: &str| {
         let add = Capability { add_capabilities: vec!["SYS_ADMIN".to_owned()], ..Default::default() };
-        pod.container(name).cmd(&["hostname", "changed"]).security(|security| security.capabilities = Some(add))
+        pod.container(name)
+            .cmd(&["hostname", "changed"])
+            .security(|security| security.capabilities = Some(add))
     };
-    with(admin("denied"), profile(ProfileType::Localhost, &path)).report().await?.failed("hostname", &["EPERM"])?;
+    with(admin("denied"), profile(ProfileType::Localhost, &path))
+        .report()
+        .await?
+        .failed("hostname", &["EPERM"])?;
     with(admin("allowed"), profile(ProfileType::Unconfined, "")).report().await?.worked("hostname")
 }
 
@@ -97,7 +109,8 @@ async fn deprecated_field(node: Node) -> Result<()> {
     let pod = node.pod("deprecated").run().await?;
     let old = format!("localhost/{path}");
     let words = ["write", "/tmp/x", "1", ";", "chmod", "/tmp/x", "600"];
-    let spec = |name: &str| pod.container(name).cmd(&words).security(|s| s.seccomp_profile_path = old.clone());
+    let spec =
+        |name: &str| pod.container(name).cmd(&words).security(|s| s.seccomp_profile_path = old.clone());
     spec("old").report().await?.failed("chmod", &["EPERM"])?;
     with(spec("new-wins"), profile(ProfileType::Unconfined, "")).report().await?.worked("chmod")
 }

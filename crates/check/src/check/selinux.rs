@@ -7,10 +7,8 @@ use super::case::{Case, case, same};
 use crate::host;
 use crate::node::{Node, refused, skip};
 
-pub(super) const CASES: &[Case] = &[
-    case!("selinux/labels", "C", labels).quick(),
-    case!("selinux/categories", "C", categories),
-];
+pub(super) const CASES: &[Case] =
+    &[case!("selinux/labels", "C", labels).quick(), case!("selinux/categories", "C", categories)];
 
 fn level(text: &str) -> Option<SeLinuxOption> {
     Some(SeLinuxOption { level: text.to_owned(), ..Default::default() })
@@ -30,7 +28,8 @@ async fn labels(node: Node) -> Result<()> {
         r#type: "container_t".to_owned(),
         level: "s0:c3,c4".to_owned(),
     };
-    let spec = pod.container("full").cmd(&["attr"]).security(|security| security.selinux_options = Some(full));
+    let spec =
+        pod.container("full").cmd(&["attr"]).security(|security| security.selinux_options = Some(full));
     spec.report().await?.is("attr", "system_u:system_r:container_t:s0:c3,c4")?;
     let spec = pod.container("privileged").cmd(&["attr"]).security(|security| security.privileged = true);
     let attr = spec.report().await?.get("attr")?.to_owned();

@@ -39,7 +39,10 @@ async fn container(node: Node) -> Result<()> {
     same!(attributes.id, container.id, "id");
     same!(attributes.metadata, container.config.metadata, "metadata");
     same!(attributes.labels, container.config.labels, "labels");
-    ensure!(stats.cpu.as_ref().is_some_and(|cpu| cpu.timestamp > 0), "no cpu timestamp at once after the start");
+    ensure!(
+        stats.cpu.as_ref().is_some_and(|cpu| cpu.timestamp > 0),
+        "no cpu timestamp at once after the start"
+    );
     ensure!(stats.memory.as_ref().is_some_and(|memory| memory.timestamp > 0), "no memory timestamp");
     ensure!(cpu(&stats) > 0, "no cpu time was used");
     ensure!(working_set(&stats) > 0, "no memory is used");
@@ -60,7 +63,8 @@ async fn ids(node: &Node, filter: Option<v1::ContainerStatsFilter>) -> Result<Ve
 async fn list(node: Node) -> Result<()> {
     let (one, two) = (node.pod("one").run().await?, node.pod("two").run().await?);
     let first = one.container("first").start().await?;
-    let second = one.container("second").edit(|c| drop(c.labels.insert("kind".into(), "b".into()))).start().await?;
+    let second =
+        one.container("second").edit(|c| drop(c.labels.insert("kind".into(), "b".into()))).start().await?;
     let third = two.container("third").start().await?;
     let created = two.container("created").create().await?;
     let sorted = |containers: &[&Ctr]| {
@@ -74,15 +78,28 @@ async fn list(node: Node) -> Result<()> {
         Some(filter)
     };
     same!(ids(&node, by(|f, v| f.id = v.to_owned(), &first.id)).await?, sorted(&[&first]), "by id");
-    same!(ids(&node, by(|f, v| f.pod_sandbox_id = v.to_owned(), &one.id)).await?, sorted(&[&first, &second]), "by pod");
+    same!(
+        ids(&node, by(|f, v| f.pod_sandbox_id = v.to_owned(), &one.id)).await?,
+        sorted(&[&first, &second]),
+        "by pod"
+    );
     let both = |f: &mut v1::ContainerStatsFilter, mark: &str| {
         f.label_selector = [(LABEL.to_owned(), mark.to_owned()), ("kind".to_owned(), "b".to_owned())].into();
     };
     same!(ids(&node, by(both, &node.mark())).await?, sorted(&[&second]), "by labels");
-    let own = |f: &mut v1::ContainerStatsFilter, mark: &str| drop(f.label_selector.insert(LABEL.to_owned(), mark.to_owned()));
-    same!(ids(&node, by(own, &node.mark())).await?, sorted(&[&first, &second, &third]), "started containers alone");
+    let own = |f: &mut v1::ContainerStatsFilter, mark: &str| {
+        drop(f.label_selector.insert(LABEL.to_owned(), mark.to_owned()))
+    };
+    same!(
+        ids(&node, by(own, &node.mark())).await?,
+        sorted(&[&first, &second, &third]),
+        "started containers alone"
+    );
     let all = ids(&node, None).await?;
-    ensure!(all.contains(&first.id) && !all.contains(&created.id), "a nil filter gives other than the started ones");
+    ensure!(
+        all.contains(&first.id) && !all.contains(&created.id),
+        "a nil filter gives other than the started ones"
+    );
     let (gone, listed) = tokio::join!(async { (third.stop(0).await, third.remove().await) }, async {
         for _ in 0..20 {
             ids(&node, None).await.context("a list while a container vanishes")?;
@@ -111,7 +128,22 @@ async fn moves(node: Node) -> Result<()> {
 }
 
 async fn true_(node: Node) -> Result<()> {
-    let words = ["burn", "1000", ";", "eat", "40", ";", "fill", "/data/bytes", "20971520", ";", "say", "ready=1", ";", "pause"];
+    let words = [
+        "burn",
+        "1000",
+        ";",
+        "eat",
+        "40",
+        ";",
+        "fill",
+        "/data/bytes",
+        "20971520",
+        ";",
+        "say",
+        "ready=1",
+        ";",
+        "pause",
+    ];
     let container = node.pod("true").run().await?.container("main").cmd(&words).start().await?;
     container.says("ready").await?;
     // What the kernel itself counted is what has to be told.
@@ -122,12 +154,17 @@ async fn true_(node: Node) -> Result<()> {
     until("true figures", Duration::from_secs(25), async || {
         let stats = of(&node, &container.id).await?;
         let (cpu, memory) = (cpu(&stats), working_set(&stats));
-        let written = stats.writable_layer.as_ref().and_then(|layer| layer.used_bytes).map_or(0, |bytes| bytes.value);
+        let written =
+            stats.writable_layer.as_ref().and_then(|layer| layer.used_bytes).map_or(0, |bytes| bytes.value);
         let cpu_right = cpu as f64 >= burnt as f64 * 0.9;
         let memory_right = memory >= 36 << 20;
         let written_right = (18 << 20..64 << 20).contains(&written);
         let all = cpu_right && memory_right && written_right;
-        Ok(if all { Found::Yes(()) } else { Found::Not(format!("cpu {cpu} of {burnt}, memory {memory}, written {written}")) })
+        Ok(if all {
+            Found::Yes(())
+        } else {
+            Found::Not(format!("cpu {cpu} of {burnt}, memory {memory}, written {written}"))
+        })
     })
     .await
 }

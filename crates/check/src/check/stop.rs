@@ -34,7 +34,11 @@ async fn graceful(node: Node) -> Result<()> {
     container.stop(30).await?;
     ensure!(started.elapsed() < Duration::from_secs(5), "took {:?}", started.elapsed());
     let status = container.status().await?;
-    same!((status.state, status.exit_code), (v1::ContainerState::ContainerExited as i32, 7), "state and code");
+    same!(
+        (status.state, status.exit_code),
+        (v1::ContainerState::ContainerExited as i32, 7),
+        "state and code"
+    );
     Ok(())
 }
 
@@ -44,7 +48,10 @@ async fn escalates(node: Node) -> Result<()> {
     let started = Instant::now();
     container.stop(2).await?;
     let took = started.elapsed();
-    ensure!(took >= Duration::from_millis(1900) && took < Duration::from_secs(4), "a grace of 2 s took {took:?}");
+    ensure!(
+        took >= Duration::from_millis(1900) && took < Duration::from_secs(4),
+        "a grace of 2 s took {took:?}"
+    );
     same!(container.status().await?.exit_code, 137, "exit code");
     container.output()?.is("signal", "TERM")
 }
@@ -56,7 +63,11 @@ async fn now(node: Node) -> Result<()> {
     container.stop(0).await?;
     ensure!(started.elapsed() < Duration::from_secs(3), "took {:?}", started.elapsed());
     let status = container.status().await?;
-    same!((status.state, status.exit_code), (v1::ContainerState::ContainerExited as i32, 137), "state and code");
+    same!(
+        (status.state, status.exit_code),
+        (v1::ContainerState::ContainerExited as i32, 137),
+        "state and code"
+    );
     Ok(())
 }
 

@@ -57,6 +57,10 @@ async fn refusals(node: Node) -> Result<()> {
     let host = node.pod("host").host_network().sysctl("net.ipv4.ip_forward", "1");
     refused(host.try_run().await, &[], "net.* with the host's network")?;
     let ipc = node.pod("ipc").namespaces(|options| options.ipc = NamespaceMode::Node as i32);
-    refused(ipc.sysctl("kernel.shm_rmid_forced", "1").try_run().await, &[], "an IPC parameter with the host's IPC")?;
+    refused(
+        ipc.sysctl("kernel.shm_rmid_forced", "1").try_run().await,
+        &[],
+        "an IPC parameter with the host's IPC",
+    )?;
     Ok(())
 }

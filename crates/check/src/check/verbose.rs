@@ -10,11 +10,13 @@ use super::case::{Case, case, same};
 use crate::endpoint::ask;
 use crate::node::Node;
 
-pub(super) const CASES: &[Case] = &[case!("verbose/container", "T", container).quick(), case!("verbose/sandbox", "T", sandbox)];
+pub(super) const CASES: &[Case] =
+    &[case!("verbose/container", "T", container).quick(), case!("verbose/sandbox", "T", sandbox)];
 
 /// Tools look for things both at the top and in an `info` object.
 fn find(info: &BTreeMap<String, String>, key: &str) -> Option<Value> {
-    let parse = |text: &str| serde_json::from_str::<Value>(text).unwrap_or_else(|_| Value::String(text.to_owned()));
+    let parse =
+        |text: &str| serde_json::from_str::<Value>(text).unwrap_or_else(|_| Value::String(text.to_owned()));
     if let Some(text) = info.get(key) {
         return Some(parse(text));
     }
@@ -50,7 +52,8 @@ async fn sandbox(node: Node) -> Result<()> {
     find(&info, "pid").and_then(|pid| pid.as_u64()).context("no pid")?;
     let spec = find(&info, "runtimeSpec").context("no runtimeSpec")?;
     let namespaces = spec.pointer("/linux/namespaces").and_then(Value::as_array).context("no namespaces")?;
-    let network = namespaces.iter().find(|namespace| namespace["type"] == "network").context("no network namespace")?;
+    let network =
+        namespaces.iter().find(|namespace| namespace["type"] == "network").context("no network namespace")?;
     let path = network["path"].as_str().context("no path")?;
     ensure!(std::path::Path::new(path).exists(), "the network namespace's path {path} does not exist");
     Ok(())
