@@ -112,9 +112,16 @@ pub struct Registry {
 pub struct RegistryBuilder {
     auth: AuthMode,
     tls: bool,
+    listen: SocketAddr,
 }
 
 impl RegistryBuilder {
+    /// Listens there, not on any free port of 127.0.0.1.
+    pub fn listen(mut self, address: SocketAddr) -> RegistryBuilder {
+        self.listen = address;
+        self
+    }
+
     /// Demands credentials.
     pub fn auth(mut self, auth: AuthMode) -> RegistryBuilder {
         self.auth = auth;
@@ -129,7 +136,7 @@ impl RegistryBuilder {
 
     /// Starts it, on a thread of its own.
     pub fn start(self) -> Registry {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback");
+        let listener = std::net::TcpListener::bind(self.listen).expect("an address to listen on");
         listener.set_nonblocking(true).expect("a non-blocking socket");
         let shared = Arc::new(Shared {
             content: Mutex::new(Content::default()),
@@ -155,7 +162,7 @@ impl Registry {
 
     /// A registry to be configured.
     pub fn builder() -> RegistryBuilder {
-        RegistryBuilder { auth: AuthMode::None, tls: false }
+        RegistryBuilder { auth: AuthMode::None, tls: false, listen: SocketAddr::from(([127, 0, 0, 1], 0)) }
     }
 
     /// `127.0.0.1:port`.

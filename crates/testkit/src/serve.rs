@@ -77,7 +77,6 @@ pub(crate) struct Reply {
     /// What the headers promise.
     promised: u64,
     end: End,
-    flushed: bool,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -93,7 +92,7 @@ impl Body for Reply {
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
+        _: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, std::io::Error>>> {
         if !self.data.is_empty() {
             let amount = self.data.len().min(256 << 10);
@@ -105,12 +104,6 @@ impl Body for Reply {
             End::Clean => Poll::Ready(None),
             // Nobody wakes us: the client must give up by itself.
             End::Hang => Poll::Pending,
-            // hyper flushes when a body pauses; without that the client would not see a byte.
-            End::Break if !self.flushed => {
-                self.flushed = true;
-                cx.waker().wake_by_ref();
-                Poll::Pending
-            }
             End::Break => Poll::Ready(Some(Err(std::io::Error::other("ordered fault")))),
         }
     }
@@ -127,7 +120,7 @@ impl Body for Reply {
 fn reply(status: u16, body: impl Into<Bytes>) -> Response<Reply> {
     let data = body.into();
     let promised = data.len() as u64;
-    let mut response = Response::new(Reply { data, promised, end: End::Clean, flushed: false });
+    let mut response = Response::new(Reply { data, promised, end: End::Clean });
     *response.status_mut() = StatusCode::from_u16(status).expect("a status");
     response
 }
@@ -261,10 +254,9 @@ fn token(shared: &Shared, seen: &Request, body: &[u8]) -> Response<Reply> {
     }
     let mut content = shared.content();
     content.tokens += 1;
-    reply(
-        200,
-        serde_json::json!({"token": format!("good-{}", content.tokens), "expires_in": 300}).to_string(),
-    )
+    // Clients that exchange a refresh token look for the second name alone.
+    let token = format!("good-{}", content.tokens);
+    reply(200, serde_json::json!({"token": token, "access_token": token, "expires_in": 300}).to_string())
 }
 
 fn serve(
@@ -354,7 +346,7 @@ fn deliver(
     if *method == Method::HEAD {
         return response;
     }
-    *response.body_mut() = Reply { data: bytes.into(), promised, end, flushed: false };
+    *response.body_mut() = Reply { data: bytes.into(), promised, end };
     response
 }
 
