@@ -30,6 +30,10 @@ struct Cli {
 enum Command {
     /// Run the daemon: CRI on a unix socket
     Serve(serve::Args),
+    /// Run our conformance cases against a CRI endpoint
+    Check(bowline_check::check::CheckArgs),
+    /// Measure a CRI endpoint, or several side by side
+    Bench(bowline_check::bench::BenchArgs),
     /// Unpack one layer; started by the daemon
     #[command(hide = true)]
     Unpack,
@@ -38,6 +42,8 @@ enum Command {
 fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Serve(args) => serve::main(args),
+        Command::Check(args) => bowline_check::check::run_check(args),
+        Command::Bench(args) => bowline_check::bench::run_bench(args),
         Command::Unpack => bowline_image::unpack_worker_main(),
     }
 }
