@@ -22,6 +22,8 @@ mod create;
 mod doctor;
 mod exec;
 mod failure;
+#[cfg(test)]
+mod fake;
 mod images;
 mod info;
 mod logs;

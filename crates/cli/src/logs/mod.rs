@@ -38,7 +38,15 @@ pub(crate) async fn logs(client: &Client, args: &LogsArgs) -> Done {
     }
     let since = args.since.as_deref().map(|text| line::since(text, now())).transpose()?;
     let path = PathBuf::from(&answer.log_path);
-    let start = match args.tail {
+    let is_new = answer.state() == v1::ContainerState::ContainerCreated;
+    if !args.follow && !is_new && !path.exists() {
+        let text = format!("there is no {} on this machine", path.display());
+        return Err(Failure::hint(
+            text,
+            "the machine of the runtime, as root; a log may also have been deleted",
+        ));
+    }
+    let start = match args.tail.filter(|_| path.exists()) {
         Some(lines) => tail::start_of_last(&path, lines),
         None => Ok(0),
     };
@@ -80,13 +88,8 @@ pub(crate) fn drain(follower: &mut Follower, printer: &mut Printer) -> Result<()
 }
 
 async fn ended(client: &Client, id: &str) -> Result<bool, Failure> {
-    match client
-        .runtime()
-        .container_status(
-            client.request(v1::ContainerStatusRequest { container_id: id.to_owned(), verbose: false }),
-        )
-        .await
-    {
+    let request = v1::ContainerStatusRequest { container_id: id.to_owned(), verbose: false };
+    match client.runtime().container_status(client.request(request)).await {
         Ok(answer) => {
             let state = answer.into_inner().status.unwrap_or_default().state();
             Ok(state == v1::ContainerState::ContainerExited)

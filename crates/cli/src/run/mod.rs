@@ -45,12 +45,7 @@ pub(crate) async fn run(client: &Client, args: RunArgs) -> Done {
         pod.annotations.insert(LOG_FOLDER.to_owned(), pod.log_directory.clone());
     }
     let log = Path::new(&pod.log_directory).join(LOG_NAME);
-    let result = run_pod(client, &args, pod, container, &log).await;
-    let is_gone = result.is_err() || (args.remove && !args.detach);
-    if let Some(folder) = made.filter(|_| is_gone) {
-        remove_log_folder(&folder);
-    }
-    result
+    run_pod(client, &args, pod, container, &log, made.as_deref()).await
 }
 
 async fn bring_image(client: &Client, args: &RunArgs) -> Result<(), Failure> {
@@ -72,8 +67,10 @@ async fn run_pod(
     pod_config: v1::PodSandboxConfig,
     config: v1::ContainerConfig,
     log: &Path,
+    made: Option<&Path>,
 ) -> Done {
-    let pod = run_pod_with(client, pod_config.clone(), &args.runtime).await?;
+    let brought_up = run_pod_with(client, pod_config.clone(), &args.runtime).await;
+    let pod = brought_up.inspect_err(|_| made.iter().for_each(|folder| remove_log_folder(folder)))?;
     let started = async {
         let container = create_with(client, &pod, config, pod_config).await?;
         start_one(client, &container).await?;
@@ -83,7 +80,7 @@ async fn run_pod(
         Ok(container) => container,
         Err(failure) => {
             // Nothing stays behind of what did not come up.
-            take_down(client, &pod).await;
+            take_down(client, &pod, made).await;
             return Err(failure);
         }
     };
@@ -94,23 +91,22 @@ async fn run_pod(
     }
     let result = watch(client, &container, log).await;
     if args.remove {
-        take_down(client, &pod).await;
-    } else {
-        // Its container has ended, or nobody watches it any more; addresses and processes are given back.
-        if let Err(failure) = stop_pod(client, &pod).await {
-            say(&failure.text().unwrap_or_default());
-        }
+        take_down(client, &pod, made).await;
+    } else if let Err(failure) = stop_pod(client, &pod).await {
+        // Its container has ended, or nobody watches it any more: addresses and processes are given back.
+        say(&failure.text().unwrap_or_default());
     }
     result
 }
 
-async fn take_down(client: &Client, pod: &str) {
+async fn take_down(client: &Client, pod: &str, made: Option<&Path>) {
     let down = async {
         stop_pod(client, pod).await?;
         remove_one(client, pod).await
     };
-    if let Err(failure) = down.await {
-        say(&failure.text().unwrap_or_default());
+    match down.await {
+        Ok(()) => made.iter().for_each(|folder| remove_log_folder(folder)),
+        Err(failure) => say(&failure.text().unwrap_or_default()),
     }
 }
 
@@ -196,7 +192,56 @@ pub(crate) fn random_hex(bytes: usize) -> Result<String, Failure> {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser as _;
+
     use super::*;
+    use crate::args::{ClientArgs, ClientCommand};
+    use crate::fake::{Fake, Script};
+
+    async fn play(flags: &str, script: Script) -> (Done, Vec<String>, PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let fake = Fake::new(script);
+        let client = fake.serve(folder.path()).await;
+        let line = ["bowline", "run", "-q", "--name", "web"].into_iter().chain(flags.split_whitespace());
+        let ClientCommand::Run(args) = ClientArgs::try_parse_from(line).unwrap().command else {
+            panic!("another command");
+        };
+        let done = run(&client, *args).await;
+        let script = fake.script();
+        (done, script.calls.clone(), script.folder.clone())
+    }
+
+    #[tokio::test]
+    async fn a_pod_in_one_command() {
+        let log = "2026-01-01T00:00:01Z stderr F said the container\n".to_owned();
+        let (done, calls, folder) =
+            play("--rm busybox sh -x", Script { log, exit_code: 7, ..Script::default() }).await;
+        assert_eq!(done.unwrap(), 7);
+        assert_eq!(
+            calls,
+            ["pull busybox", "run pod web", "create sh -x in p0d", "start", "stop pod", "remove pod"]
+        );
+        assert!(!folder.exists(), "{}", folder.display());
+    }
+
+    #[tokio::test]
+    async fn what_did_not_start_is_taken_down() {
+        let script = Script { fails_to_start: true, images: vec!["x".into()], ..Script::default() };
+        let (done, calls, folder) = play("x", script).await;
+        assert!(done.unwrap_err().text().unwrap().contains("no such program"));
+        assert_eq!(calls, ["run pod web", "create  in p0d", "start", "stop pod", "remove pod"]);
+        assert!(!folder.exists());
+    }
+
+    #[tokio::test]
+    async fn without_rm_the_log_stays() {
+        let script = Script { images: vec!["x".into()], ..Script::default() };
+        let (done, calls, folder) = play("x", script).await;
+        assert_eq!(done.unwrap(), 0);
+        assert_eq!(calls.last().unwrap(), "stop pod");
+        assert!(folder.join(LOG_NAME).exists());
+        remove_log_folder(&folder);
+    }
 
     #[test]
     fn only_our_own_folder_is_removed() {
