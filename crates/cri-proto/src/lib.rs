@@ -1,4 +1,5 @@
-//! The wire types and stubs of CRI v1, generated from `proto/runtime.proto`.
+//! The wire types and stubs of CRI v1, generated from `proto/runtime.proto`, and of Bowline's own admin service
+//! (`proto/admin.proto`).
 //!
 //! Only `cri` and the command line speak these; below them nobody has heard of gRPC.
 
@@ -6,6 +7,12 @@
 #[allow(missing_docs, clippy::all)]
 pub mod v1 {
     tonic::include_proto!("runtime.v1");
+}
+
+/// Messages, client and server of package `bowline.admin.v1`: what an operator needs beyond CRI.
+#[allow(missing_docs, clippy::all)]
+pub mod admin {
+    tonic::include_proto!("bowline.admin.v1");
 }
 
 /// The compiled descriptor of the whole interface (`FileDescriptorSet`).
