@@ -28,7 +28,8 @@ pub(super) async fn measure(nodes: &[Node], figures: &mut Figures) -> Result<()>
         let mut served = Vec::new();
         for node in nodes {
             let built = image(node, name, &layers);
-            let repository = name.replace(|letter: char| !letter.is_ascii_alphanumeric(), "-");
+            let repository =
+                name.to_ascii_lowercase().replace(|letter: char| !letter.is_ascii_alphanumeric(), "");
             served.push(node.run.workshop.serve(&repository, "1", &built));
         }
         for _ in 0..ROUNDS {

@@ -30,6 +30,14 @@ async fn output(node: Node) -> Result<()> {
     same!(answer.stdout, b"\x00\xff\x0a\x0d\x80\xfeend\n".to_vec(), "stdout");
     same!(answer.stderr, b"\x01\x02".to_vec(), "stderr");
     same!(answer.exit_code, 0, "exit code");
+    // The only words come just before the end: an end that is heard first must not hide them.
+    let words = [PROGRAM, "sleep", "3", ";", "say", "late"];
+    for round in 0..2 {
+        let calls = (0..6).map(|_| node.exec_sync(&container.id, &words, 10));
+        for answer in join_all(calls).await {
+            same!(String::from_utf8_lossy(&answer?.stdout), "late\n", "stdout in round {round}");
+        }
+    }
     Ok(())
 }
 

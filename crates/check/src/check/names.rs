@@ -57,9 +57,10 @@ async fn dns_config(node: Node) -> Result<()> {
 async fn dns_empty(node: Node) -> Result<()> {
     let expected = resolver_lines(&fs::read_to_string("/etc/resolv.conf").context("the host's resolv.conf")?);
     for dns in [None, Some(v1::DnsConfig::default())] {
+        let given = dns.is_some();
         let pod = node.pod("dns").edit(|config| config.dns_config = dns).run().await?;
         let report = pod.report("main", &["read", "/etc/resolv.conf"]).await?;
-        same!(resolver_lines(&unescape(report.get("read")?)), expected, "resolv.conf");
+        same!(resolver_lines(&unescape(report.get("read")?)), expected, "resolv.conf, config given: {given}");
     }
     Ok(())
 }
