@@ -141,7 +141,9 @@ async fn export(client: &Client, names: Vec<String>, path: &Path) -> Done {
 fn without_admin(what: &str, status: &tonic::Status) -> Failure {
     match status.code() {
         tonic::Code::Unimplemented => Failure::hint(
-            format!("could not {what}: this runtime has no admin service; it is not Bowline"),
+            format!(
+                "could not {what}: this runtime has no admin service: it is not Bowline, or an older one"
+            ),
             "the runtime's own tool (ctr for containerd, podman or skopeo for CRI-O), or another --endpoint",
         ),
         _ => Failure::status(what, status),

@@ -38,7 +38,7 @@ pub(super) async fn check(endpoint: &str, timeout: Duration, args: &DoctorArgs) 
             findings.extend(leftovers(answer));
         }
         Err(status) if status.code() == tonic::Code::Unimplemented => {
-            let text = "this runtime has no admin service; it is not Bowline";
+            let text = "this runtime has no admin service: it is not Bowline, or an older one";
             findings.push(Finding::not_ok("leftovers", "search", Health::Unknown, text, ""));
         }
         Err(status) => {
