@@ -17,11 +17,18 @@ mod serve;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use bowline_cli::{ClientArgs, ClientCommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 
 #[derive(Parser)]
 #[command(name = "bowline", version, about = "A container runtime for Kubernetes nodes")]
 struct Cli {
+    /// Where the runtime listens [default: $BOWLINE_ENDPOINT, else unix:///run/bowline/bowline.sock]
+    #[arg(long, short = 'r', value_name = "unix:///PATH")]
+    endpoint: Option<String>,
+    /// How long a call may take, in seconds [default: 30]
+    #[arg(long, value_name = "SECONDS")]
+    timeout: Option<f64>,
     #[command(subcommand)]
     command: Command,
 }
@@ -37,13 +44,25 @@ enum Command {
     /// Unpack one layer; started by the daemon
     #[command(hide = true)]
     Unpack,
+    #[command(flatten)]
+    Client(ClientCommand),
 }
 
 fn main() -> ExitCode {
-    match Cli::parse().command {
+    let Cli { endpoint, timeout, command } = Cli::parse();
+    match command {
         Command::Serve(args) => serve::main(args),
         Command::Check(args) => bowline_check::check::run_check(args),
         Command::Bench(args) => bowline_check::bench::run_bench(args),
         Command::Unpack => bowline_image::unpack_worker_main(),
+        Command::Client(ClientCommand::Completion { shell }) => {
+            let mut script = Vec::new();
+            bowline_cli::write_completion(shell, &mut Cli::command(), &mut script);
+            match std::io::Write::write_all(&mut std::io::stdout(), &script) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(_) => ExitCode::FAILURE,
+            }
+        }
+        Command::Client(command) => bowline_cli::run_args(ClientArgs { endpoint, timeout, command }),
     }
 }

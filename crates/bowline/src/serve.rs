@@ -172,7 +172,10 @@ async fn serve_until_signal(
 ) -> Result<(), ServeError> {
     let (runtime, image) = bowline_cri::services(pods.clone(), server_info(config));
     let (stop, stopped) = oneshot::channel::<()>();
-    let server = Server::builder().add_service(runtime).add_service(image);
+    let server = Server::builder()
+        .add_service(runtime)
+        .add_service(image)
+        .add_service(bowline_cri::admin::admin_service(pods.clone()));
     let mut serving = tokio::spawn(server.serve_with_incoming_shutdown(connections(socket), async move {
         // A dropped sender stops us just as well.
         let _ = stopped.await;

@@ -14,6 +14,7 @@
 //! goes away, and the caller's next try joins it; here is nothing to cancel, but for pulls, which end with their last
 //! caller. What is not built answers `Unimplemented`, because the generated stubs do.
 
+pub mod admin;
 mod answer;
 mod codes;
 mod container_stats;

@@ -239,6 +239,12 @@ wire_enum! {
             /// For the mounts below as well.
             recursive: bool,
         },
+        /// Makes a path a mount of its own, so that it stays writable below a root that becomes read-only. A missing
+        /// one is fine.
+        Keep = 7 {
+            /// Path.
+            path: CString,
+        },
     }
 }
 

@@ -118,12 +118,15 @@ fn run(prepared: &Prepared<'_>, root: BorrowedFd<'_>, step: &Step, masks: &mut M
             rustix::fs::chmodat(&made, c".", Mode::from_raw_mode(*mode), AtFlags::empty())
         }
         Step::Mask { path } => mask(root, path, masks),
+        Step::Keep { path } => rebind(root, path, &Change::default()),
         Step::Attributes { path, attr_set, attr_clr, recursive } => {
             let place = open(root, path, OFlags::PATH | OFlags::CLOEXEC)?;
             let change = Change { set: *attr_set, clear: *attr_clr, recursive: *recursive, ..Change::default() };
             apply(place.as_fd(), &change)
         }
-        Step::ReadOnly { path } => make_read_only(root, path),
+        Step::ReadOnly { path } => {
+            rebind(root, path, &Change { set: attr::RDONLY, recursive: true, ..Change::default() })
+        }
     }
 }
 
@@ -245,7 +248,8 @@ fn null_device(root: BorrowedFd<'_>, clone: OpenTreeFlags) -> Result<OwnedFd, Er
     if is_null { open_tree(&null, c"", clone) } else { Err(Errno::NXIO) }
 }
 
-fn make_read_only(root: BorrowedFd<'_>, path: &CStr) -> Result<(), Errno> {
+/// Mounts a path onto itself, changed.
+fn rebind(root: BorrowedFd<'_>, path: &CStr, change: &Change<'_>) -> Result<(), Errno> {
     let place = match open(root, path, OFlags::PATH | OFlags::CLOEXEC) {
         Ok(place) => place,
         Err(Errno::NOENT | Errno::NOTDIR) => return Ok(()),
@@ -256,7 +260,7 @@ fn make_read_only(root: BorrowedFd<'_>, path: &CStr) -> Result<(), Errno> {
         | OpenTreeFlags::AT_EMPTY_PATH
         | OpenTreeFlags::AT_RECURSIVE;
     let tree = open_tree(&place, c"", flags)?;
-    apply(tree.as_fd(), &Change { set: attr::RDONLY, recursive: true, ..Change::default() })?;
+    apply(tree.as_fd(), change)?;
     attach(tree.as_fd(), place.as_fd())
 }
 

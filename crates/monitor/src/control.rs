@@ -73,6 +73,8 @@ pub(crate) struct Pod {
     log: LogThread,
     containers: Vec<Container>,
     execs: Vec<Exec>,
+    /// Who waits for a log to be exchanged, in order.
+    reopening: Vec<(crate::log::Key, crate::children::Waiting)>,
 }
 
 impl Control {
@@ -201,6 +203,7 @@ impl Control {
                 log,
                 containers: Vec::new(),
                 execs: Vec::new(),
+                reopening: Vec::new(),
             })
         });
         match built {

@@ -110,12 +110,15 @@ fn user(shared: &Shared, spec: &ContainerSpec, image: &Image, layers: &[LayerNam
 fn oci_spec(
     shared: &Shared,
     pod: &PodRecord,
-    spec: &ContainerSpec,
+    asked: &ContainerSpec,
     id: &ContainerId,
     image: &Image,
     user: &ResolvedUser,
     cgroup: &str,
 ) -> Result<(Spec, Vec<String>, Vec<String>), PodError> {
+    let mut spec = asked.clone();
+    spec.security.namespaces.pid = pid_mode(&pod.spec, asked);
+    let spec = &spec;
     let profile = localhost_profile(spec)?;
     let devices = host_devices(spec)?;
     let defaults = ImageDefaults {
@@ -147,7 +150,7 @@ fn oci_spec(
         user,
         node: &shared.host.facts,
         files: &pod_files,
-        namespaces: &NamespacePaths::default(),
+        namespaces: &NamespacePaths { pid: target_pids(shared, spec), ..NamespacePaths::default() },
         cgroup_path: cgroup,
         hostname: &hostname,
         devices: &devices,
@@ -158,6 +161,23 @@ fn oci_spec(
     let built = bowline_oci::container_spec(&inputs).map_err(|error| PodError::Invalid(error.to_string()))?;
     let notes = built.notes.iter().map(|note| format!("{}: {}", note.field, note.text)).collect();
     Ok((built.spec, built.directories, notes))
+}
+
+/// Where a container's PID namespace comes from. One that says nothing, or POD, has what its pod has.
+pub(crate) fn pid_mode(pod: &PodSpec, container: &ContainerSpec) -> NamespaceMode {
+    match container.security.namespaces.pid {
+        NamespaceMode::Pod => pod.security.namespaces.pid,
+        other => other,
+    }
+}
+
+/// The PID namespace of the target container, as a path for the spec.
+fn target_pids(shared: &Shared, spec: &ContainerSpec) -> Option<String> {
+    if spec.security.namespaces.pid != NamespaceMode::Target {
+        return None;
+    }
+    let target = shared.views.container(&spec.security.namespaces.target_id).ok()?;
+    target.life.pid().map(|pid| format!("/proc/{pid}/ns/pid"))
 }
 
 /// Where the pod's /dev/shm is for those who launch.
@@ -343,13 +363,21 @@ pub(crate) fn compile(shared: &Shared, record: &ContainerRecord, stored: &Stored
         directories: &stored.directories,
         cgroups: &shared.host.layout,
         cgroup_path: Some(&record.cgroup),
-        inherited: 0,
+        // A PID namespace is joined at birth, by the launcher.
+        inherited: bowline_linux::clone::ns::PID,
         last_cap: shared.host.facts.last_cap,
         arch: shared.host.arch,
         seccomp: &shared.seccomp,
     };
     let mut compiled = bowline_plan::compile(&inputs).map_err(|error| PodError::Invalid(error.to_string()))?;
     compiled.plan.create_cwd = true;
+    if compiled.plan.readonly_root {
+        // VOLUMEs of the image stay writable below a root that is not.
+        for directory in &stored.directories {
+            let path = name(directory.clone())?;
+            compiled.plan.steps.push(bowline_launch_plan::Step::Keep { path });
+        }
+    }
     share_shm(&mut compiled);
     Ok(compiled)
 }

@@ -151,28 +151,38 @@ impl Capture {
     /// Waits for something to read, and reads it.
     async fn read(&mut self) {
         match self.pipe.readable().await {
-            Ok(()) => drop(self.read_some()),
+            Ok(()) => self.read_some(),
             Err(_) => self.ended = true,
         }
     }
 
-    /// Reads what is there.
+    /// Reads what is there. Straight from the pipe: the runtime remembers an earlier "nothing there" until its next
+    /// look, and would answer from that without asking.
     fn drain(&mut self) {
-        while !self.ended && self.read_some() {}
+        let mut chunk = [0u8; 16 << 10];
+        while !self.ended {
+            match rustix::io::read(&self.pipe, &mut chunk) {
+                Ok(0) => self.ended = true,
+                Ok(len) => self.keep(&chunk[..len]),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(_) => return,
+            }
+        }
     }
 
-    /// Reads once; false if there is nothing now. An error counts as the end.
-    fn read_some(&mut self) -> bool {
+    fn keep(&mut self, bytes: &[u8]) {
+        let room = MAX_OUTPUT - self.bytes.len();
+        self.bytes.extend_from_slice(&bytes[..bytes.len().min(room)]);
+    }
+
+    /// Reads once. An error counts as the end.
+    fn read_some(&mut self) {
         let mut chunk = [0u8; 16 << 10];
         match self.pipe.try_read(&mut chunk) {
             Ok(0) => self.ended = true,
-            Ok(len) => {
-                let room = MAX_OUTPUT - self.bytes.len();
-                self.bytes.extend_from_slice(&chunk[..len.min(room)]);
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
+            Ok(len) => self.keep(&chunk[..len]),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(_) => self.ended = true,
         }
-        true
     }
 }

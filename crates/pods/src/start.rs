@@ -104,6 +104,7 @@ fn target(step: &Step) -> String {
         | Step::Mkdir { path, .. }
         | Step::Mask { path }
         | Step::ReadOnly { path }
+        | Step::Keep { path }
         | Step::Attributes { path, .. } => path,
     };
     path.to_string_lossy().into_owned()

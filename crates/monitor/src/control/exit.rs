@@ -10,7 +10,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::{Control, Pod};
-use crate::children::{Container, Life};
+use crate::children::{Container, Life, Waiting};
 use crate::log::{Command, Done};
 use crate::peers::PeerId;
 use crate::record::now;
@@ -66,8 +66,17 @@ impl Control {
     pub(super) fn hear_log(&mut self) {
         let Some(pod) = &mut self.pod else { return };
         for done in pod.log.take() {
-            let Done::Drained(key) = done else { continue };
             let Some(pod) = &mut self.pod else { return };
+            let key = match done {
+                Done::Drained(key) => key,
+                Done::Reopened(key) => {
+                    let at = pod.reopening.iter().position(|(waiting, _)| *waiting == key);
+                    if let Some((_, waiting)) = at.map(|at| pod.reopening.remove(at)) {
+                        self.peers.answer(waiting.peer, waiting.operation, Answer::Done, &[]);
+                    }
+                    continue;
+                }
+            };
             let Some(container) = pod.containers.iter_mut().find(|container| container.slot == key) else { continue };
             if let Life::Draining { exit } = container.life {
                 container.life = Life::Exited { exit };
@@ -117,8 +126,8 @@ impl Control {
 
     pub(super) fn reopen_log(
         &mut self,
-        _peer: PeerId,
-        _operation: u64,
+        peer: PeerId,
+        operation: u64,
         id: &Id,
         descriptors: Vec<OwnedFd>,
     ) -> Option<Answer> {
@@ -131,9 +140,10 @@ impl Control {
             return Some(Answer::Refused { why: Refusal::NotRunning });
         }
         let key = container.slot;
-        // The queue is in order: whatever is read after this answer goes to the new file.
+        // Answered by `hear_log`, once nothing goes to the old file any more.
+        pod.reopening.push((key, Waiting { peer, operation }));
         pod.log.send(Command::Reopen { key, file });
-        Some(Answer::Done)
+        None
     }
 
     pub(super) fn forget(&mut self, id: &Id) -> Answer {

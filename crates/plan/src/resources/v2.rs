@@ -29,7 +29,14 @@ pub(super) fn add(limits: &LinuxResources, out: &mut Values<'_>) -> Result<(), P
             out.demand("hugetlb", "linux.resources.hugepageLimits")?;
         }
         if let Some((at, _)) = out.find("hugetlb", true) {
-            out.add(at, format!("hugetlb.{size}.max"), limit.limit, MAX);
+            let file = format!("hugetlb.{size}.max");
+            // The kubelet names every size, with 0; on a hybrid host the tree may list a controller that it does not
+            // hand down, and then there is nothing to limit.
+            if limit.limit > 0 {
+                out.add(at, file, limit.limit, MAX);
+            } else {
+                out.add_optional(at, file, limit.limit, MAX);
+            }
         }
     }
     if let Some(block) = &limits.block_io {

@@ -233,7 +233,7 @@ impl Actor {
         let Some(container) = self.containers.get_mut(id) else { return };
         let (record, shared) = (container.record.clone(), self.shared.clone());
         let (compiled, monitor) = (container.compiled.clone(), self.monitor.clone());
-        let pids = pids(&container.spec);
+        let pids = pids(&self.spec, &container.spec);
         let id = id.clone();
         self.tasks.spawn(async move {
             let result = async {
@@ -511,9 +511,9 @@ fn exec_base(plan: &LaunchPlan) -> LaunchPlan {
     base
 }
 
-fn pids(spec: &ContainerSpec) -> Result<Pids, PodError> {
+fn pids(pod: &PodSpec, spec: &ContainerSpec) -> Result<Pids, PodError> {
     let namespaces = &spec.security.namespaces;
-    match namespaces.pid {
+    match crate::create::pid_mode(pod, spec) {
         NamespaceMode::Pod => Ok(Pids::Pod),
         NamespaceMode::Container | NamespaceMode::Node => Ok(Pids::Plan),
         NamespaceMode::Target => {

@@ -1,0 +1,142 @@
+//! A `bowline serve` of a test's own.
+
+use std::fs;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use bowline_testkit::Registry;
+
+use crate::wait_for;
+
+/// The folder with `bowline` and `bowline-monitor`: `BOWLINE_PROGRAMS`, else where cargo puts programs.
+pub fn programs() -> PathBuf {
+    if let Some(folder) = std::env::var_os("BOWLINE_PROGRAMS") {
+        return folder.into();
+    }
+    let own = std::env::current_exe().expect("a program knows its own path");
+    let folder = own.ancestors().find(|folder| folder.join("bowline").is_file() && folder.join("bowline-monitor").is_file());
+    folder.expect("build the programs first: cargo xtask build").to_owned()
+}
+
+/// A daemon with everything of its own.
+pub struct Daemon {
+    folder: tempfile::TempDir,
+    child: Option<Child>,
+    /// Where images come from.
+    pub registry: Registry,
+    started: u32,
+}
+
+static NUMBER: AtomicU32 = AtomicU32::new(0);
+
+impl Daemon {
+    /// Starts a daemon and waits until it serves.
+    pub fn start() -> Daemon {
+        Daemon::start_with("")
+    }
+
+    /// The same, with more lines of configuration.
+    pub fn start_with(more: &str) -> Daemon {
+        crate::adopt_orphans();
+        let folder = tempfile::Builder::new().prefix("bowline-test-").tempdir().expect("a folder for the daemon");
+        let number = (std::process::id() * 7 + NUMBER.fetch_add(1, Ordering::Relaxed)) % 200;
+        let root = folder.path().display();
+        let config = format!(
+            "root = \"{root}/root\"\nstate = \"{root}/state\"\nlisten = \"unix://{root}/state/bowline.sock\"\n{more}\n\
+             [cni]\nconf_dirs = [\"{root}/net.d\"]\n\
+             [default_network]\nenable = true\nsubnet = \"10.232.{number}.0/24\"\nbridge = \"bwt{:x}\"\ndata_dir = \"{root}/networks\"\n",
+            (std::process::id() << 8 | number) & 0xff_ffff,
+        );
+        fs::write(folder.path().join("config.toml"), config).expect("write the configuration");
+        let mut daemon = Daemon { folder, child: None, registry: Registry::start(), started: 0 };
+        daemon.restart();
+        daemon
+    }
+
+    /// Starts the daemon (again) and waits until it serves.
+    pub fn restart(&mut self) {
+        assert!(self.child.is_none(), "it runs already");
+        self.started += 1;
+        let log = fs::File::options().append(true).create(true).open(self.log_path()).expect("open the daemon's log");
+        let child = Command::new(programs().join("bowline"))
+            .args(["serve", "--config"])
+            .arg(self.folder.path().join("config.toml"))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a second descriptor"))
+            .stderr(log)
+            .spawn()
+            .expect("start the daemon");
+        self.child = Some(child);
+        let socket = self.socket();
+        wait_for("the daemon serves", Duration::from_secs(30), || {
+            let ended = self.child.as_mut().and_then(|child| child.try_wait().ok().flatten());
+            assert!(ended.is_none(), "the daemon ended: {}", self.log());
+            UnixStream::connect(&socket).is_ok()
+        });
+    }
+
+    /// `kill -9`.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// SIGTERM, and waits for the end.
+    pub fn stop(&mut self) {
+        let Some(mut child) = self.child.take() else { return };
+        let pid = rustix::process::Pid::from_raw(child.id() as i32).expect("a live child has a number");
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        let status = child.wait().expect("wait for the daemon");
+        assert!(status.success(), "the daemon ended with {status}: {}", self.log());
+    }
+
+    /// `unix:///..`.
+    pub fn endpoint(&self) -> String {
+        format!("unix://{}", self.socket().display())
+    }
+
+    /// Path of the socket.
+    pub fn socket(&self) -> PathBuf {
+        self.folder.path().join("state/bowline.sock")
+    }
+
+    /// The folder of everything.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The process, while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.folder.path().join("daemon.log")
+    }
+
+    /// What the daemon said.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.log_path()).unwrap_or_default()
+    }
+
+    /// The `bowline` command line against this daemon.
+    pub fn cli(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(programs().join("bowline"));
+        command.arg("--endpoint").arg(self.endpoint()).args(args);
+        command
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- the daemon's log ---\n{}", self.log());
+        }
+        self.kill();
+    }
+}
