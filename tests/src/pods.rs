@@ -27,15 +27,19 @@ pub struct Client {
 impl Client {
     /// Connects.
     pub async fn connect(daemon: &Daemon) -> Client {
-        let socket = daemon.socket();
+        let image = format!("{}/busybox:1", daemon.registry.host());
+        Client::reach(daemon.socket(), image).await.expect("connect to the daemon")
+    }
+
+    /// Connects to a daemon that may be away.
+    pub async fn reach(socket: std::path::PathBuf, image: String) -> Result<Client, tonic::transport::Error> {
         let connector = tower::service_fn(move |_: Uri| {
             let socket = socket.clone();
             async move { tokio::net::UnixStream::connect(socket).await.map(TokioIo::new) }
         });
         let endpoint = Endpoint::from_static("http://localhost").timeout(Duration::from_secs(60));
-        let channel = endpoint.connect_with_connector(connector).await.expect("connect to the daemon");
-        let image = format!("{}/busybox:1", daemon.registry.host());
-        Client { runtime: RuntimeServiceClient::new(channel.clone()), images: ImageServiceClient::new(channel), image }
+        let channel = endpoint.connect_with_connector(connector).await?;
+        Ok(Client { runtime: RuntimeServiceClient::new(channel.clone()), images: ImageServiceClient::new(channel), image })
     }
 
     /// Puts busybox into the registry and pulls it.

@@ -82,6 +82,14 @@ pub fn take_stdin() -> io::Result<std::os::fd::OwnedFd> {
     Ok(taken)
 }
 
+/// Closes every descriptor above the standard streams that the starter of this process left open.
+///
+/// To be called first of all in `main`, while nothing in the process owns a descriptor above 2.
+pub fn close_inherited() {
+    // SAFETY: plain numbers; by the contract above no owner loses a descriptor, since there is none yet.
+    unsafe { libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, 0) };
+}
+
 /// Waits for children, as process 1 of a PID namespace must, and never does anything else.
 ///
 /// First it closes every descriptor, whoever owned it: no code that has one ever runs again. Then it loads a filter

@@ -5,6 +5,7 @@
 //! and so the monitor's (PDEATHSIG), ends every process of the namespace.
 
 use std::io;
+use std::os::fd::OwnedFd;
 
 use bowline_linux::clone::{self, CloneOptions, Cloned, ns};
 use bowline_linux::{exec, process};
@@ -18,15 +19,21 @@ use crate::setup::MOUNT_POINT;
 /// Starts the init in a new PID namespace.
 pub fn start() -> io::Result<Cloned> {
     let options = CloneOptions { namespaces: ns::PID | ns::MOUNT, cgroup: None };
-    clone::clone_process(&options, || match confine() {
+    // By it the child sees whether we died before it asked to die with us.
+    let monitor = rustix::process::pidfd_open(rustix::process::getpid(), rustix::process::PidfdFlags::empty())?;
+    clone::clone_process(&options, || match confine(&monitor) {
         Ok(()) => process::reap_for_ever(),
         Err(_) => exec::exit_now(1),
     })
 }
 
 /// No allocation here: this is the child of a clone.
-fn confine() -> Result<(), rustix::io::Errno> {
+fn confine(monitor: &OwnedFd) -> Result<(), rustix::io::Errno> {
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+    let mut poll = [rustix::event::PollFd::new(monitor, rustix::event::PollFlags::IN)];
+    if rustix::event::poll(&mut poll, Some(&rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 }))? != 0 {
+        return Err(rustix::io::Errno::SRCH);
+    }
     process::set_name(c"bowline-init");
     let context = fsopen(c"tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_create(&context)?;

@@ -29,6 +29,8 @@ mod setup;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    // What the daemon's own starter left open is none of ours, and would live as long as the pod.
+    bowline_linux::process::close_inherited();
     bowline_linux::process::set_name(c"bowline-monitor");
     // Never readable for the pod's processes, and so neither is a child before its exec (CVE-2016-9962).
     if bowline_linux::process::set_not_dumpable().is_err() || bowline_linux::process::become_subreaper().is_err() {

@@ -197,6 +197,11 @@ impl Monitor {
         }
     }
 
+    /// Ends the conversation. A monitor that was not committed yet ends with it.
+    pub fn hang_up(&self) {
+        let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both);
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -121,6 +121,8 @@ async fn steps(shared: &Arc<Shared>, mut record: PodRecord) -> Result<Up, PodErr
         (None, start_monitor(shared, &record.id).await?)
     };
     let (network, (monitor, heard, pid)) = network;
+    // The task that listens to the monitor keeps the connection; only hanging up ends both.
+    let mut uncommitted = Uncommitted(Some(monitor.clone()));
     record.monitor = pid;
     let attach = attach(shared, &record, network.clone());
     let setup = set_up(shared, &record, &monitor, &files, network.as_deref());
@@ -138,9 +140,25 @@ async fn steps(shared: &Arc<Shared>, mut record: PodRecord) -> Result<Up, PodErr
         .await?;
     }
     expect_done(monitor.call(Request::Commit, &[]).await, "commit the pod's monitor")?;
+    // From here on it stays when we go; a record that cannot be written still ends it.
     record.life = PodLife::Ready;
-    shared.store.write_pod(&record).map_err(doing("record the pod"))?;
+    if let Err(error) = shared.store.write_pod(&record) {
+        let _ = monitor.call(Request::Shutdown, &[]).await;
+        return Err(doing("record the pod")(error));
+    }
+    uncommitted.0 = None;
     Ok(Up { record, monitor, heard })
+}
+
+/// A monitor that must not outlive a failed start.
+struct Uncommitted(Option<Arc<Monitor>>);
+
+impl Drop for Uncommitted {
+    fn drop(&mut self) {
+        if let Some(monitor) = &self.0 {
+            monitor.hang_up();
+        }
+    }
 }
 
 async fn start_monitor(

@@ -1,0 +1,48 @@
+//! Starts a daemon and runs `bowline check` against it, restarts included. Arguments go to `bowline check`.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::process::{Command, ExitCode};
+
+use bowline_tests::{Daemon, programs};
+
+fn main() -> ExitCode {
+    let daemon = Daemon::start();
+    let folder = daemon.folder().display();
+    let bowline = programs().join("bowline");
+    let bowline = bowline.display();
+    let pid = daemon.pid().unwrap_or_default();
+    let script = format!(
+        "#!/bin/sh\nkill -9 \"$(cat {folder}/pid)\"\n\
+         setsid {bowline} serve --config {folder}/config.toml >>{folder}/daemon.log 2>&1 </dev/null &\n\
+         echo $! >{folder}/pid\n"
+    );
+    let restart = daemon.folder().join("restart");
+    let written = fs::write(daemon.folder().join("pid"), pid.to_string())
+        .and_then(|()| fs::write(&restart, script))
+        .and_then(|()| fs::set_permissions(&restart, fs::Permissions::from_mode(0o755)));
+    if let Err(error) = written {
+        eprintln!("could not write the restart script: {error}");
+        return ExitCode::from(2);
+    }
+    let status = Command::new(programs().join("bowline"))
+        .args(["check", "--endpoint", &daemon.endpoint(), "--restart-cmd"])
+        .arg(&restart)
+        .args(std::env::args().skip(1))
+        .status();
+    let last = fs::read_to_string(daemon.folder().join("pid")).ok().and_then(|text| text.trim().parse().ok());
+    if let Some(pid) = last.and_then(rustix::process::Pid::from_raw) {
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+    }
+    match status {
+        Ok(status) if status.success() => ExitCode::SUCCESS,
+        Ok(_) => {
+            eprintln!("--- the daemon's log ---\n{}", daemon.log());
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            eprintln!("could not run bowline check: {error}");
+            ExitCode::from(2)
+        }
+    }
+}
