@@ -17,7 +17,9 @@ pub fn programs() -> PathBuf {
         return folder.into();
     }
     let own = std::env::current_exe().expect("a program knows its own path");
-    let folder = own.ancestors().find(|folder| folder.join("bowline").is_file() && folder.join("bowline-monitor").is_file());
+    let folder = own
+        .ancestors()
+        .find(|folder| folder.join("bowline").is_file() && folder.join("bowline-monitor").is_file());
     folder.expect("build the programs first: cargo xtask build").to_owned()
 }
 
@@ -41,7 +43,8 @@ impl Daemon {
     /// The same, with more lines of configuration.
     pub fn start_with(more: &str) -> Daemon {
         crate::adopt_orphans();
-        let folder = tempfile::Builder::new().prefix("bowline-test-").tempdir().expect("a folder for the daemon");
+        let folder =
+            tempfile::Builder::new().prefix("bowline-test-").tempdir().expect("a folder for the daemon");
         let number = (std::process::id() * 7 + NUMBER.fetch_add(1, Ordering::Relaxed)) % 200;
         let root = folder.path().display();
         let config = format!(
@@ -60,7 +63,11 @@ impl Daemon {
     pub fn restart(&mut self) {
         assert!(self.child.is_none(), "it runs already");
         self.started += 1;
-        let log = fs::File::options().append(true).create(true).open(self.log_path()).expect("open the daemon's log");
+        let log = fs::File::options()
+            .append(true)
+            .create(true)
+            .open(self.log_path())
+            .expect("open the daemon's log");
         let child = Command::new(programs().join("bowline"))
             .args(["serve", "--config"])
             .arg(self.folder.path().join("config.toml"))

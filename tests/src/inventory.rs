@@ -117,7 +117,10 @@ fn processes(folder: &Path, lines: &mut BTreeSet<String>) {
         let mut words = command.split('\0');
         let program = words.next().unwrap_or_default();
         let sandbox = words.next().unwrap_or_default();
-        if program == "bowline-monitor" && sandbox.len() == 64 && folder.join("root/pods").join(sandbox).exists() {
+        if program == "bowline-monitor"
+            && sandbox.len() == 64
+            && folder.join("root/pods").join(sandbox).exists()
+        {
             lines.insert(format!("monitor {name} {sandbox}"));
         }
     }
@@ -141,5 +144,9 @@ fn files(folder: &Path, lines: &mut BTreeSet<String>) {
         }
     }
     // The folder of a network's reservations stays, empty.
-    lines.retain(|line| !(line.starts_with("file ") && line.contains("/networks/") && !line.rsplit('/').next().is_some_and(|name| name.contains('.') || name.contains(':'))));
+    lines.retain(|line| {
+        !(line.starts_with("file ")
+            && line.contains("/networks/")
+            && !line.rsplit('/').next().is_some_and(|name| name.contains('.') || name.contains(':')))
+    });
 }

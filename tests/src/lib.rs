@@ -45,5 +45,9 @@ fn children_named(name: &str) -> Vec<i32> {
     let path = format!("/proc/self/task/{own}/children");
     let text = std::fs::read_to_string(path).unwrap_or_default();
     let children = text.split_whitespace().filter_map(|pid| pid.parse().ok());
-    children.filter(|pid: &i32| std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim() == name)).collect()
+    children
+        .filter(|pid: &i32| {
+            std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim() == name)
+        })
+        .collect()
 }

@@ -39,7 +39,11 @@ impl Client {
         });
         let endpoint = Endpoint::from_static("http://localhost").timeout(Duration::from_secs(60));
         let channel = endpoint.connect_with_connector(connector).await?;
-        Ok(Client { runtime: RuntimeServiceClient::new(channel.clone()), images: ImageServiceClient::new(channel), image })
+        Ok(Client {
+            runtime: RuntimeServiceClient::new(channel.clone()),
+            images: ImageServiceClient::new(channel),
+            image,
+        })
     }
 
     /// Puts busybox into the registry and pulls it.
@@ -47,7 +51,10 @@ impl Client {
         let image = bowline_testkit::busybox().expect("a static busybox is installed").build();
         daemon.registry.push("busybox", "1", &image);
         let spec = v1::ImageSpec { image: self.image.clone(), ..Default::default() };
-        self.images.pull_image(v1::PullImageRequest { image: Some(spec), ..Default::default() }).await.expect("pull busybox");
+        self.images
+            .pull_image(v1::PullImageRequest { image: Some(spec), ..Default::default() })
+            .await
+            .expect("pull busybox");
     }
 
     /// Brings a pod up.
@@ -65,7 +72,11 @@ impl Client {
 
     /// Makes a container.
     pub async fn create(&mut self, pod: &str, config: v1::ContainerConfig) -> Result<String, tonic::Status> {
-        let request = v1::CreateContainerRequest { pod_sandbox_id: pod.into(), config: Some(config), sandbox_config: None };
+        let request = v1::CreateContainerRequest {
+            pod_sandbox_id: pod.into(),
+            config: Some(config),
+            sandbox_config: None,
+        };
         Ok(self.runtime.create_container(request).await?.into_inner().container_id)
     }
 

@@ -9,9 +9,8 @@ fn two_hundred_pods_leave_nothing() {
     let mut client = runtime.block_on(Client::connect(&daemon));
     runtime.block_on(client.pull(&daemon));
     let clean = Inventory::take(daemon.folder());
-    let descriptors = |daemon: &Daemon| {
-        std::fs::read_dir(format!("/proc/{}/fd", daemon.pid().unwrap())).unwrap().count()
-    };
+    let descriptors =
+        |daemon: &Daemon| std::fs::read_dir(format!("/proc/{}/fd", daemon.pid().unwrap())).unwrap().count();
     let logs = daemon.folder().join("logs");
     let round = |from: u32| {
         let (client, logs) = (client.clone(), logs.clone());
@@ -39,9 +38,11 @@ fn two_hundred_pods_leave_nothing() {
     clean.wait_equal(daemon.folder());
     // The network code keeps a netlink socket for each call that ever ran at once, so a handful may come and stay;
     // one kept per pod would show as two hundred.
-    bowline_tests::wait_for("the daemon's descriptors are as before", std::time::Duration::from_secs(10), || {
-        descriptors(&daemon) <= before + 12
-    });
+    bowline_tests::wait_for(
+        "the daemon's descriptors are as before",
+        std::time::Duration::from_secs(10),
+        || descriptors(&daemon) <= before + 12,
+    );
     println!("descriptors of the daemon: {before} after 8 pods, {} after 200", descriptors(&daemon));
     daemon.stop();
 }

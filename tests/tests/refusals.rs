@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::os::unix::net::UnixStream;
 
 use bowline_cri_proto::v1;
-use bowline_testkit::{Fault, Layer, ImageBuilder};
+use bowline_testkit::{Fault, ImageBuilder, Layer};
 use bowline_tests::{Client, Daemon, Inventory, container, pod};
 use tonic::{Code, Status};
 
@@ -42,13 +42,20 @@ async fn pods(client: &mut Client, logs: &std::path::Path) {
     relative.log_directory = "logs".into();
     refused(client.run(relative).await, Code::InvalidArgument, "log_directory");
     let mut sysctl = pod("sysctl", logs);
-    let linux = v1::LinuxPodSandboxConfig { sysctls: [("kernel.panic".to_owned(), "1".to_owned())].into(), ..Default::default() };
+    let linux = v1::LinuxPodSandboxConfig {
+        sysctls: [("kernel.panic".to_owned(), "1".to_owned())].into(),
+        ..Default::default()
+    };
     sysctl.linux = Some(linux);
     refused(client.run(sysctl).await, Code::InvalidArgument, "kernel.panic");
     let mut port = pod("port", logs);
-    port.port_mappings = vec![v1::PortMapping { host_port: 70_000, container_port: 80, ..Default::default() }];
+    port.port_mappings =
+        vec![v1::PortMapping { host_port: 70_000, container_port: 80, ..Default::default() }];
     refused(client.run(port).await, Code::InvalidArgument, "port");
-    let handler = v1::RunPodSandboxRequest { config: Some(pod("handler", logs)), runtime_handler: "nothing-like-it".into() };
+    let handler = v1::RunPodSandboxRequest {
+        config: Some(pod("handler", logs)),
+        runtime_handler: "nothing-like-it".into(),
+    };
     let answer = client.runtime.run_pod_sandbox(handler).await;
     assert!(answer.expect_err("no such handler").message().contains("nothing-like-it"));
 }
@@ -63,7 +70,8 @@ async fn containers(client: &mut Client, logs: &std::path::Path) {
     let answer = client.create(&id, bad).await;
     assert!(answer.expect_err("no such image").message().contains("Not A Name"));
     let mut bad = plain.clone();
-    bad.mounts = vec![v1::Mount { container_path: "relative".into(), host_path: "/tmp".into(), ..Default::default() }];
+    bad.mounts =
+        vec![v1::Mount { container_path: "relative".into(), host_path: "/tmp".into(), ..Default::default() }];
     refused(client.create(&id, bad).await, Code::InvalidArgument, "container_path");
     let mut bad = plain.clone();
     bad.log_path = "../../outside.log".into();
@@ -74,13 +82,15 @@ async fn containers(client: &mut Client, logs: &std::path::Path) {
     refused(client.create(&id, bad).await, Code::InvalidArgument, "oom_score_adj");
     let mut bad = plain.clone();
     let capabilities = v1::Capability { add_capabilities: vec!["CAP_MAGIC".into()], ..Default::default() };
-    let security = v1::LinuxContainerSecurityContext { capabilities: Some(capabilities), ..Default::default() };
+    let security =
+        v1::LinuxContainerSecurityContext { capabilities: Some(capabilities), ..Default::default() };
     bad.linux = Some(v1::LinuxContainerConfig { security_context: Some(security), ..Default::default() });
     refused(client.create(&id, bad).await, Code::InvalidArgument, "MAGIC");
     let mut bad = plain.clone();
     bad.command = vec!["/no/such/program".into()];
     let ctr = client.create(&id, bad).await.unwrap();
-    let answer = client.runtime.start_container(v1::StartContainerRequest { container_id: ctr.clone() }).await;
+    let answer =
+        client.runtime.start_container(v1::StartContainerRequest { container_id: ctr.clone() }).await;
     assert!(answer.expect_err("no such program").message().contains("/no/such/program"));
     let status = client.status(&ctr).await.unwrap();
     assert_eq!((status.exit_code, status.reason.as_str()), (128, "StartError"));
@@ -115,7 +125,11 @@ async fn images(client: &mut Client, daemon: &Daemon) {
 }
 
 fn junk(daemon: &Daemon) {
-    for bytes in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0xff; 4096], b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\xff\xff\xff\xff\xff\xff"] {
+    for bytes in [
+        &b"GET / HTTP/1.1\r\n\r\n"[..],
+        &[0xff; 4096],
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\xff\xff\xff\xff\xff\xff",
+    ] {
         let mut socket = UnixStream::connect(daemon.socket()).unwrap();
         // The daemon may hang up before it has read all.
         let _ = socket.write_all(bytes);
@@ -130,6 +144,7 @@ fn a_second_daemon_on_the_same_root_is_refused() {
         .arg(daemon.folder().join("config.toml"))
         .output()
         .unwrap();
-    let said = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+    let said =
+        String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
     assert!(!output.status.success() && said.contains("root"), "{said}");
 }

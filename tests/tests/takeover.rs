@@ -28,7 +28,9 @@ fn killed_at_twenty_random_moments_it_loses_nothing() {
         let life = runtime.spawn(life(daemon.socket(), image.clone(), round, logs));
         let moment = Duration::from_micros(random.below(160_000));
         println!("round {round}: kill after {moment:?}");
-        runtime.block_on(async { tokio::time::timeout(moment, std::future::pending::<()>()).await }).unwrap_err();
+        runtime
+            .block_on(async { tokio::time::timeout(moment, std::future::pending::<()>()).await })
+            .unwrap_err();
         daemon.kill();
         daemon.restart();
         runtime.block_on(life).unwrap();
@@ -41,8 +43,11 @@ async fn life(socket: PathBuf, image: String, round: u32, logs: PathBuf) {
     let name = format!("life{round}");
     let connect = || Client::reach(socket.clone(), image.clone());
     let config = pod(&name, &logs);
-    let id = insist("run", || async { connect().await?.run(config.clone()).await.map_err(Problem::from) }).await;
-    let script = format!("i=0; while [ $i -lt {LINES} ]; do i=$((i+1)); echo line $i; usleep 2000 2>/dev/null || true; done; exit 7");
+    let id =
+        insist("run", || async { connect().await?.run(config.clone()).await.map_err(Problem::from) }).await;
+    let script = format!(
+        "i=0; while [ $i -lt {LINES} ]; do i=$((i+1)); echo line $i; usleep 2000 2>/dev/null || true; done; exit 7"
+    );
     let ctr = insist("create", || async {
         let mut client = connect().await?;
         let config = container(&client, "main", &script);

@@ -32,7 +32,10 @@ fn build_static(package: &str) -> Result<PathBuf> {
         return Ok(target().join(STATIC_TARGET).join("release").join(package));
     }
     let native = "x86_64-unknown-linux-gnu";
-    let flags = [("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS", "-C target-feature=+crt-static -C relocation-model=static")];
+    let flags = [(
+        "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS",
+        "-C target-feature=+crt-static -C relocation-model=static",
+    )];
     cargo(&["build", "-p", package, "--target", native], true, &flags)?;
     Ok(target().join(native).join("release").join(package))
 }

@@ -30,7 +30,11 @@ fn main() -> ExitCode {
         "build" => build::build(rest.iter().any(|arg| arg == "--release")).map(drop),
         _ => {
             eprint!("{HELP}");
-            return if command.is_empty() || command == "help" || command == "--help" { ExitCode::SUCCESS } else { ExitCode::from(2) };
+            return if command.is_empty() || command == "help" || command == "--help" {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::from(2)
+            };
         }
     };
     match result {

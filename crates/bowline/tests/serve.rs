@@ -56,7 +56,7 @@ impl Daemon {
             }
             assert_eq!(self.process.try_wait().unwrap(), None, "the daemon ended");
             assert!(Instant::now() < deadline, "the daemon does not answer");
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            tokio::time::sleep(Duration::from_millis(20)).await; // between looks
         }
     }
 
@@ -70,7 +70,7 @@ impl Daemon {
                 return status.code();
             }
             assert!(Instant::now() < deadline, "the daemon does not end");
-            tokio::time::sleep(Duration::from_millis(10)).await;
+            tokio::time::sleep(Duration::from_millis(10)).await; // between looks
         }
     }
 }

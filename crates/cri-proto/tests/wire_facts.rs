@@ -41,7 +41,11 @@ fn facts() -> BTreeSet<String> {
             for method in &service.method {
                 let kind = if method.server_streaming() { "server-stream" } else { "unary" };
                 let (input, output) = (short(method.input_type()), short(method.output_type()));
-                facts.insert(format!("rpc\t{}\t{}\t{input}\t{output}\t{kind}", service.name(), method.name()));
+                facts.insert(format!(
+                    "rpc\t{}\t{}\t{input}\t{output}\t{kind}",
+                    service.name(),
+                    method.name()
+                ));
             }
         }
         file.enum_type.iter().for_each(|each| enumeration("", each, &mut facts));
@@ -67,12 +71,17 @@ fn message(descriptor: &DescriptorProto, facts: &mut BTreeSet<String>) {
     for field in &descriptor.field {
         let (kind, label) = shape(field, descriptor);
         let options = options(name, field);
-        facts.insert(format!("field\t{name}\t{}\t{}\t{kind}\t{label}\t{options}", field.number(), field.name()));
+        facts.insert(format!(
+            "field\t{name}\t{}\t{}\t{kind}\t{label}\t{options}",
+            field.number(),
+            field.name()
+        ));
     }
 }
 
 fn shape(field: &FieldDescriptorProto, parent: &DescriptorProto) -> (String, &'static str) {
-    if let Some(entry) = parent.nested_type.iter().find(|nested| field.type_name().ends_with(&format!(".{}", nested.name())))
+    if let Some(entry) =
+        parent.nested_type.iter().find(|nested| field.type_name().ends_with(&format!(".{}", nested.name())))
         && entry.options.as_ref().is_some_and(|options| options.map_entry())
     {
         let part = |number| scalar(entry.field.iter().find(|part| part.number() == number).unwrap());

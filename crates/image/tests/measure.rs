@@ -49,7 +49,7 @@ async fn pulls() {
             times.push(start.elapsed());
             let flushed = dir.path().join("images/index.json.synced");
             while std::fs::read_to_string(&flushed).is_ok_and(|text| !text.contains("measure")) {
-                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await; // between looks
             }
         }
         times.sort();

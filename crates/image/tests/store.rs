@@ -216,7 +216,7 @@ async fn a_cancelled_pull_leaves_nothing() {
                 assert!(progress[0].bytes_total > progress[0].bytes_done);
                 break;
             }
-            tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+            tokio::time::sleep(std::time::Duration::from_millis(2)).await; // between looks
         }
         one.abort();
         let _ = one.await;

@@ -39,7 +39,8 @@ pub(crate) fn prepare(launcher: &Launcher<'_>, plan: &LaunchPlan) -> Result<Prep
             .get(usize::from(step.hierarchy))
             .ok_or(LaunchError::BadPlan("a cgroup hierarchy is missing"))?;
         let named = |error: io::Error| LaunchError::Cgroup(step.path.to_string_lossy().into_owned(), error);
-        let folder = if step.create { make(root.as_fd(), &step.path) } else { open(root.as_fd(), &step.path) };
+        let folder =
+            if step.create { make(root.as_fd(), &step.path) } else { open(root.as_fd(), &step.path) };
         let folder = folder.map_err(named)?;
         write_all(folder.as_fd(), step)?;
         if launcher.unified == Some(step.hierarchy) {
@@ -66,7 +67,8 @@ pub(crate) fn write_all(folder: BorrowedFd<'_>, step: &CgroupStep) -> Result<(),
             Err(error) if write.optional && error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => {
                 let value = String::from_utf8_lossy(&write.value.0);
-                let what = format!("{}/{} = {value}", step.path.to_string_lossy(), write.file.to_string_lossy());
+                let what =
+                    format!("{}/{} = {value}", step.path.to_string_lossy(), write.file.to_string_lossy());
                 return Err(LaunchError::Cgroup(what, error));
             }
             Ok(()) => {}

@@ -20,7 +20,11 @@ pub(crate) type Outcome = Result<(), Failure>;
 
 /// Turns an errno into a failure of `stage`.
 pub(crate) fn at(stage: Stage, detail: usize) -> impl Fn(Errno) -> Failure {
-    move |errno| Failure { stage, detail: detail.min(usize::from(u16::MAX)) as u16, errno: errno.raw_os_error() }
+    move |errno| Failure {
+        stage,
+        detail: detail.min(usize::from(u16::MAX)) as u16,
+        errno: errno.raw_os_error(),
+    }
 }
 
 /// The same for errors of `std`.
@@ -197,7 +201,8 @@ fn work_in(path: &CStr) -> Result<(), Errno> {
     rustix::process::chdir(path)?;
     let mut buffer = [0u8; 4096];
     // The kernel's own call, since libc's would allocate; it answers "(unreachable)/.." for a place outside.
-    let path = process::current_dir(&mut buffer).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+    let path = process::current_dir(&mut buffer)
+        .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
     if path.first() == Some(&b'/') { Ok(()) } else { Err(Errno::XDEV) }
 }
 

@@ -50,7 +50,8 @@ pub(crate) fn take(plan: &LaunchPlan) -> Outcome {
     let (uid, gid) = (Uid::from_raw(wish.uid), Gid::from_raw(wish.gid));
     rustix::thread::set_thread_res_gid(gid, gid, gid).map_err(at(Stage::Credentials, 2))?;
     rustix::thread::set_thread_res_uid(uid, uid, uid).map_err(at(Stage::Credentials, 3))?;
-    capabilities::set(wish.effective, wish.permitted, wish.inheritable).map_err(io_at(Stage::Credentials, 4))?;
+    capabilities::set(wish.effective, wish.permitted, wish.inheritable)
+        .map_err(io_at(Stage::Credentials, 4))?;
     capabilities::keep_over_setuid(false).map_err(failed())?;
     capabilities::raise_ambient(wish.ambient, LAST).map_err(io_at(Stage::Credentials, 5))?;
     if wish.no_new_privs {

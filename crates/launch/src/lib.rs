@@ -145,8 +145,10 @@ pub fn launch(launcher: &Launcher<'_>, request: &Request<'_>) -> Result<Launched
         sync: theirs.as_fd(),
     };
     let home = enter_pid_namespace(request.pid_namespace)?;
-    let options =
-        clone::CloneOptions { namespaces: plan.new_namespaces, cgroup: groups.unified.as_ref().map(AsFd::as_fd) };
+    let options = clone::CloneOptions {
+        namespaces: plan.new_namespaces,
+        cgroup: groups.unified.as_ref().map(AsFd::as_fd),
+    };
     let cloned = clone::clone_process(&options, || child::run(&prepared));
     if let Some(home) = home {
         // Going back to our own PID namespace cannot fail: it is an ancestor-or-self of the one we are in.
@@ -174,7 +176,9 @@ fn check(request: &Request<'_>) -> Result<(), LaunchError> {
     }
     let joins = plan.join_namespaces.iter().all(|join| known(join.fd));
     let trees = plan.steps.iter().all(|step| match step {
-        bowline_launch_plan::Step::Mount { source: bowline_launch_plan::Source::Tree { fd }, .. } => known(*fd),
+        bowline_launch_plan::Step::Mount { source: bowline_launch_plan::Source::Tree { fd }, .. } => {
+            known(*fd)
+        }
         _ => true,
     });
     if !joins || !trees || plan.hold.is_some_and(|fd| !known(fd)) {

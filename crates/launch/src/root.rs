@@ -13,9 +13,9 @@ use bowline_linux::mount::{self, Change, attr, propagation};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
-    fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount_change, move_mount, open_tree,
-    unmount,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
+    UnmountFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount_change,
+    move_mount, open_tree, unmount,
 };
 
 use crate::Prepared;
@@ -89,14 +89,30 @@ fn run(prepared: &Prepared<'_>, root: BorrowedFd<'_>, step: &Step, masks: &mut M
             let (parent, name) = parent_of(root, path)?;
             let device = rustix::fs::makedev(*major, *minor);
             let kind = FileType::from_raw_mode(*mode);
-            match rustix::fs::mknodat(&parent, name.as_c_str(), kind, Mode::from_raw_mode(mode & 0o7777), device) {
+            match rustix::fs::mknodat(
+                &parent,
+                name.as_c_str(),
+                kind,
+                Mode::from_raw_mode(mode & 0o7777),
+                device,
+            ) {
                 Ok(()) => {}
                 Err(Errno::EXIST) => return Ok(()),
                 Err(errno) => return Err(errno),
             }
             // mknod obeys the umask; the plan does not.
-            let made = rustix::fs::openat(&parent, name.as_c_str(), OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
-            rustix::fs::chmodat(&parent, name.as_c_str(), Mode::from_raw_mode(mode & 0o7777), AtFlags::empty())?;
+            let made = rustix::fs::openat(
+                &parent,
+                name.as_c_str(),
+                OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+                Mode::empty(),
+            )?;
+            rustix::fs::chmodat(
+                &parent,
+                name.as_c_str(),
+                Mode::from_raw_mode(mode & 0o7777),
+                AtFlags::empty(),
+            )?;
             if (*uid, *gid) == (0, 0) {
                 return Ok(());
             }
@@ -121,7 +137,8 @@ fn run(prepared: &Prepared<'_>, root: BorrowedFd<'_>, step: &Step, masks: &mut M
         Step::Keep { path } => rebind(root, path, &Change::default()),
         Step::Attributes { path, attr_set, attr_clr, recursive } => {
             let place = open(root, path, OFlags::PATH | OFlags::CLOEXEC)?;
-            let change = Change { set: *attr_set, clear: *attr_clr, recursive: *recursive, ..Change::default() };
+            let change =
+                Change { set: *attr_set, clear: *attr_clr, recursive: *recursive, ..Change::default() };
             apply(place.as_fd(), &change)
         }
         Step::ReadOnly { path } => {
@@ -131,7 +148,9 @@ fn run(prepared: &Prepared<'_>, root: BorrowedFd<'_>, step: &Step, masks: &mut M
 }
 
 fn mount_step(prepared: &Prepared<'_>, root: BorrowedFd<'_>, step: &Step) -> Result<(), Errno> {
-    let Step::Mount { source, target, kind, attr_set, attr_clr, attr_recursive, propagation, optional } = step else {
+    let Step::Mount { source, target, kind, attr_set, attr_clr, attr_recursive, propagation, optional } =
+        step
+    else {
         return Ok(());
     };
     let made;
@@ -157,12 +176,7 @@ fn mount_step(prepared: &Prepared<'_>, root: BorrowedFd<'_>, step: &Step) -> Res
     };
     let is_new = matches!(source, Source::New { .. });
     let own = *propagation & !propagation::REC;
-    let change = Change {
-        set: *attr_set,
-        clear: *attr_clr,
-        recursive: *attr_recursive,
-        ..Change::default()
-    };
+    let change = Change { set: *attr_set, clear: *attr_clr, recursive: *attr_recursive, ..Change::default() };
     // A new file system got its attributes when it was mounted.
     if !is_new && (change.set != 0 || change.clear != 0) {
         apply(tree, &change)?;
@@ -225,7 +239,8 @@ fn mask(root: BorrowedFd<'_>, path: &CStr, masks: &mut Masks) -> Result<(), Errn
         Err(Errno::NOENT | Errno::NOTDIR) => return Ok(()),
         Err(errno) => return Err(errno),
     };
-    let clone = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    let clone =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
     if like(place.as_fd())? == Make::File {
         return attach(null_device(root, clone)?.as_fd(), place.as_fd());
     }
@@ -233,7 +248,8 @@ fn mask(root: BorrowedFd<'_>, path: &CStr, masks: &mut Masks) -> Result<(), Errn
     if let Some(first) = &masks.folder {
         return attach(open_tree(first, c"", clone)?.as_fd(), place.as_fd());
     }
-    let tree = new_file_system(c"tmpfs", c"tmpfs", &[], attr::RDONLY | attr::NOSUID | attr::NODEV | attr::NOEXEC)?;
+    let tree =
+        new_file_system(c"tmpfs", c"tmpfs", &[], attr::RDONLY | attr::NOSUID | attr::NODEV | attr::NOEXEC)?;
     attach(tree.as_fd(), place.as_fd())?;
     masks.folder = Some(tree);
     Ok(())

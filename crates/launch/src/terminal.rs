@@ -40,7 +40,8 @@ pub(crate) fn open(prepared: &Prepared<'_>, root: Option<BorrowedFd<'_>>) -> Out
 /// Shows the terminal at /dev/console. It is bound by descriptor, so a symlink planted at a path leads nowhere.
 fn bind_console(root: BorrowedFd<'_>, slave: BorrowedFd<'_>) -> Result<(), Errno> {
     let place = root::find_or_make(root, c"/dev/console", root::Make::File)?;
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    let flags =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
     let tree = open_tree(slave, c"", flags)?;
     let both = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     move_mount(&tree, c"", &place, c"", both)

@@ -48,7 +48,10 @@ const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 /// The copy has one thread, whatever the caller has. Another thread may have held the allocator's lock at the
 /// moment of the copy, so `child` must not allocate, lock, or print: it would wait for ever (it could not do
 /// worse, memory is copied, not shared). Signal handlers are reset.
-pub fn clone_process(options: &CloneOptions<'_>, child: impl FnOnce() -> std::convert::Infallible) -> io::Result<Cloned> {
+pub fn clone_process(
+    options: &CloneOptions<'_>,
+    child: impl FnOnce() -> std::convert::Infallible,
+) -> io::Result<Cloned> {
     let mut pidfd: i32 = -1;
     let mut args = CloneArgs {
         flags: options.namespaces | CLONE_PIDFD | CLONE_CLEAR_SIGHAND,

@@ -96,7 +96,13 @@ pub fn change(mount: BorrowedFd<'_>, change: &Change<'_>) -> io::Result<()> {
 pub fn mount(source: &CStr, target: &CStr, fstype: &CStr, flags: u64, data: &CStr) -> io::Result<()> {
     // SAFETY: all five are NUL-terminated strings or numbers that outlive the call; the kernel only reads them.
     let ret = unsafe {
-        libc::mount(source.as_ptr(), target.as_ptr(), fstype.as_ptr(), flags as libc::c_ulong, data.as_ptr().cast())
+        libc::mount(
+            source.as_ptr(),
+            target.as_ptr(),
+            fstype.as_ptr(),
+            flags as libc::c_ulong,
+            data.as_ptr().cast(),
+        )
     };
     if ret == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

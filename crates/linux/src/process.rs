@@ -224,7 +224,9 @@ pub fn set_groups(groups: &[u32]) -> io::Result<()> {
 pub fn set_limit(resource: u32, soft: u64, hard: u64) -> io::Result<()> {
     let limit = libc::rlimit64 { rlim_cur: soft, rlim_max: hard };
     // SAFETY: `limit` outlives the call, which only reads it; the old value is not asked for.
-    let ret = unsafe { libc::syscall(libc::SYS_prlimit64, 0, resource, &raw const limit, std::ptr::null_mut::<u8>()) };
+    let ret = unsafe {
+        libc::syscall(libc::SYS_prlimit64, 0, resource, &raw const limit, std::ptr::null_mut::<u8>())
+    };
     if ret == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
@@ -303,7 +305,13 @@ pub mod capabilities {
         for capability in (0..=last).filter(|bit| set & (1 << bit) != 0) {
             // SAFETY: plain numbers.
             let ret = unsafe {
-                libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_RAISE, libc::c_ulong::from(capability), 0, 0)
+                libc::prctl(
+                    libc::PR_CAP_AMBIENT,
+                    libc::PR_CAP_AMBIENT_RAISE,
+                    libc::c_ulong::from(capability),
+                    0,
+                    0,
+                )
             };
             if ret != 0 {
                 return Err(io::Error::last_os_error());

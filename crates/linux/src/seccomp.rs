@@ -13,6 +13,7 @@ pub fn load(filter: &[u8], flags: u32) -> io::Result<()> {
     let program = libc::sock_fprog { len: len as u16, filter: filter.as_ptr().cast_mut().cast() };
     // SAFETY: `program` points at `len` instructions of 8 bytes inside `filter`, which outlives the call. The kernel
     // copies them byte by byte and never writes, so alignment and constness do not matter.
-    let ret = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) };
+    let ret =
+        unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) };
     if ret == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

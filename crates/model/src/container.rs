@@ -184,12 +184,15 @@ impl Life {
                 let kill_at = kill_at.min(asked);
                 Ok((Life::Stopping { pid, started_at, kill_at, killed }, vec![WakeAt(kill_at)]))
             }
-            (Life::Stopping { pid, started_at, kill_at, killed: false }, Event::Tick { now }) if now >= kill_at => {
+            (Life::Stopping { pid, started_at, kill_at, killed: false }, Event::Tick { now })
+                if now >= kill_at =>
+            {
                 Ok((Life::Stopping { pid, started_at, kill_at, killed: true }, vec![Kill]))
             }
-            (Life::Running { started_at, .. } | Life::Stopping { started_at, .. }, Event::Ended { exit, .. }) => {
-                Ok((Life::Exited { started_at, exit }, vec![Record]))
-            }
+            (
+                Life::Running { started_at, .. } | Life::Stopping { started_at, .. },
+                Event::Ended { exit, .. },
+            ) => Ok((Life::Exited { started_at, exit }, vec![Record])),
             // The daemon may hear of the end before it hears of the start.
             (Life::Starting { .. }, Event::Ended { started_at, exit }) => {
                 Ok((Life::Exited { started_at, exit }, vec![Record]))
@@ -198,10 +201,13 @@ impl Life {
             (life @ (Life::Exited { .. } | Life::Created), Event::Stop { .. }) => Ok((life, vec![])),
             (life, Event::Tick { .. }) => Ok((life, vec![])),
             // A late or repeated report changes nothing.
-            (life @ Life::Exited { .. }, Event::Ended { .. } | Event::Started { .. } | Event::StartFailed { .. }) => {
+            (
+                life @ Life::Exited { .. },
+                Event::Ended { .. } | Event::Started { .. } | Event::StartFailed { .. },
+            ) => Ok((life, vec![])),
+            (life @ (Life::Running { .. } | Life::Stopping { .. }), Event::Started { .. }) => {
                 Ok((life, vec![]))
             }
-            (life @ (Life::Running { .. } | Life::Stopping { .. }), Event::Started { .. }) => Ok((life, vec![])),
             (life, _) => Err(Refused { state: life.name() }),
         }
     }
@@ -259,7 +265,10 @@ mod tests {
             }
         }
         let golden = include_str!("container_life.txt");
-        assert_eq!(table, golden, "the policy changed; if that is meant, update container_life.txt:\n{table}");
+        assert_eq!(
+            table, golden,
+            "the policy changed; if that is meant, update container_life.txt:\n{table}"
+        );
     }
 
     #[test]

@@ -89,7 +89,16 @@ impl Control {
         if let Some(socket) = peers.socket(parent) {
             epoll::add(&epoll, socket, Token::Peer(parent).data(), EventFlags::IN)?;
         }
-        Ok(Control { epoll, signals, peers, parent, committed: false, pod: None, ending: false, buffer: Vec::new() })
+        Ok(Control {
+            epoll,
+            signals,
+            peers,
+            parent,
+            committed: false,
+            pod: None,
+            ending: false,
+            buffer: Vec::new(),
+        })
     }
 
     /// Serves until `Shutdown`, or until the daemon goes before `Commit`.

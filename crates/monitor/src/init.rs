@@ -10,8 +10,8 @@ use std::os::fd::OwnedFd;
 use bowline_linux::clone::{self, CloneOptions, Cloned, ns};
 use bowline_linux::{exec, process};
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags, fsconfig_create, fsmount, fsopen,
-    move_mount, unmount,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags, fsconfig_create, fsmount,
+    fsopen, move_mount, unmount,
 };
 
 use crate::setup::MOUNT_POINT;
@@ -20,7 +20,8 @@ use crate::setup::MOUNT_POINT;
 pub fn start() -> io::Result<Cloned> {
     let options = CloneOptions { namespaces: ns::PID | ns::MOUNT, cgroup: None };
     // By it the child sees whether we died before it asked to die with us.
-    let monitor = rustix::process::pidfd_open(rustix::process::getpid(), rustix::process::PidfdFlags::empty())?;
+    let monitor =
+        rustix::process::pidfd_open(rustix::process::getpid(), rustix::process::PidfdFlags::empty())?;
     clone::clone_process(&options, || match confine(&monitor) {
         Ok(()) => process::reap_for_ever(),
         Err(_) => exec::exit_now(1),
@@ -37,7 +38,9 @@ fn confine(monitor: &OwnedFd) -> Result<(), rustix::io::Errno> {
     process::set_name(c"bowline-init");
     let context = fsopen(c"tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_create(&context)?;
-    let empty = MountAttrFlags::MOUNT_ATTR_RDONLY | MountAttrFlags::MOUNT_ATTR_NOEXEC | MountAttrFlags::MOUNT_ATTR_NOSUID;
+    let empty = MountAttrFlags::MOUNT_ATTR_RDONLY
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC
+        | MountAttrFlags::MOUNT_ATTR_NOSUID;
     let root = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, empty)?;
     move_mount(&root, c"", rustix::fs::CWD, MOUNT_POINT, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
     rustix::process::chdir(MOUNT_POINT)?;

@@ -188,12 +188,14 @@ impl Worker {
     fn obey(&mut self) {
         let mut count = [0u8; 8];
         let _ = rustix::io::read(&self.shared.wake_log, &mut count);
-        let commands = std::mem::take(&mut *self.shared.commands.lock().unwrap_or_else(PoisonError::into_inner));
+        let commands =
+            std::mem::take(&mut *self.shared.commands.lock().unwrap_or_else(PoisonError::into_inner));
         for command in commands {
             match command {
                 Command::Add { key, stdout, stderr, file } => self.add(key, stdout, stderr, file),
                 Command::Reopen { key, file } => {
-                    if let Some(container) = self.containers.iter_mut().find(|container| container.key == key) {
+                    if let Some(container) = self.containers.iter_mut().find(|container| container.key == key)
+                    {
                         container.file = Some(file);
                     }
                     self.answer(Done::Reopened(key));
@@ -213,7 +215,14 @@ impl Worker {
             let data = EventData::new_u64(u64::from(key) << 1 | index as u64);
             let _ = epoll::add(&self.epoll, &stream.fd, data, EventFlags::IN);
         }
-        self.containers.push(Container { key, streams, file, unwritten: Vec::new(), drain_until: None, told: false });
+        self.containers.push(Container {
+            key,
+            streams,
+            file,
+            unwritten: Vec::new(),
+            drain_until: None,
+            told: false,
+        });
     }
 
     fn drain(&mut self, key: Key) {
@@ -247,7 +256,12 @@ impl Worker {
             Ok(0) => false,
             Ok(len) => {
                 if container.file.is_some() {
-                    stream.splitter.feed(&self.buffer[..len], time, &mut self.stamper, &mut container.unwritten);
+                    stream.splitter.feed(
+                        &self.buffer[..len],
+                        time,
+                        &mut self.stamper,
+                        &mut container.unwritten,
+                    );
                 }
                 true
             }

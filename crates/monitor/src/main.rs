@@ -33,7 +33,9 @@ fn main() -> ExitCode {
     bowline_linux::process::close_inherited();
     bowline_linux::process::set_name(c"bowline-monitor");
     // Never readable for the pod's processes, and so neither is a child before its exec (CVE-2016-9962).
-    if bowline_linux::process::set_not_dumpable().is_err() || bowline_linux::process::become_subreaper().is_err() {
+    if bowline_linux::process::set_not_dumpable().is_err()
+        || bowline_linux::process::become_subreaper().is_err()
+    {
         return ExitCode::FAILURE;
     }
     match control::Control::new().and_then(control::Control::run) {

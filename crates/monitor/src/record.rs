@@ -137,7 +137,10 @@ mod tests {
             splitter.feed(chunk, 0, &mut stamper, &mut out);
         }
         splitter.finish(0, &mut stamper, &mut out);
-        out.split(|b| *b == b'\n').filter(|r| !r.is_empty()).map(|r| String::from_utf8(r[31..].to_vec()).unwrap()).collect()
+        out.split(|b| *b == b'\n')
+            .filter(|r| !r.is_empty())
+            .map(|r| String::from_utf8(r[31..].to_vec()).unwrap())
+            .collect()
     }
 
     #[test]
@@ -168,7 +171,11 @@ mod tests {
         assert_eq!(last, "stdout F end");
         let joined: usize = body.iter().map(|part| part.len() - "stdout P ".len()).sum();
         assert_eq!(joined, 100_000);
-        assert!(body[..body.len() - 1].iter().all(|part| part.starts_with("stdout P ") && part.len() == 9 + MAX_CONTENT));
+        assert!(
+            body[..body.len() - 1]
+                .iter()
+                .all(|part| part.starts_with("stdout P ") && part.len() == 9 + MAX_CONTENT)
+        );
         assert!(body[body.len() - 1].starts_with("stdout F "));
     }
 

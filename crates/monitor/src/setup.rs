@@ -13,8 +13,8 @@ use bowline_linux::process;
 use bowline_monitor_proto::Setup;
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen,
-    move_mount,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, fsconfig_create, fsconfig_set_string, fsmount,
+    fsopen, move_mount,
 };
 
 use crate::exits::Exits;
@@ -102,8 +102,9 @@ fn new_mount(fstype: &CStr, options: &[(&CStr, &CStr)], attributes: MountAttrFla
 fn mount_shm(size: u64) -> io::Result<()> {
     let size = std::ffi::CString::new(size.to_string())?;
     let options = [(c"source", c"shm"), (c"mode", c"1777"), (c"size", size.as_c_str())];
-    let attributes =
-        MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
     let shm = new_mount(c"tmpfs", &options, attributes)?;
     move_mount(&shm, c"", rustix::fs::CWD, SHM, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
     Ok(())

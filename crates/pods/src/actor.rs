@@ -42,17 +42,46 @@ const MAX_CONTAINERS: usize = 512;
 
 /// What an actor is asked.
 pub(crate) enum Command {
-    Create { spec: Box<ContainerSpec>, reply: Reply<ContainerId> },
-    Start { id: ContainerId, reply: Reply<()> },
-    Stop { id: ContainerId, kill_at: i64, reply: Reply<()> },
-    Remove { id: ContainerId, reply: Reply<()> },
-    ReopenLog { id: ContainerId, reply: Reply<()> },
-    Exec { id: ContainerId, reply: Reply<Ticket> },
-    Update { id: ContainerId, resources: Box<Resources>, reply: Reply<()> },
-    StopPod { reply: Reply<()> },
-    RemovePod { reply: Reply<()> },
+    Create {
+        spec: Box<ContainerSpec>,
+        reply: Reply<ContainerId>,
+    },
+    Start {
+        id: ContainerId,
+        reply: Reply<()>,
+    },
+    Stop {
+        id: ContainerId,
+        kill_at: i64,
+        reply: Reply<()>,
+    },
+    Remove {
+        id: ContainerId,
+        reply: Reply<()>,
+    },
+    ReopenLog {
+        id: ContainerId,
+        reply: Reply<()>,
+    },
+    Exec {
+        id: ContainerId,
+        reply: Reply<Ticket>,
+    },
+    Update {
+        id: ContainerId,
+        resources: Box<Resources>,
+        reply: Reply<()>,
+    },
+    StopPod {
+        reply: Reply<()>,
+    },
+    RemovePod {
+        reply: Reply<()>,
+    },
     /// Answered once nothing is under way.
-    Quiesce { reply: oneshot::Sender<()> },
+    Quiesce {
+        reply: oneshot::Sender<()>,
+    },
 }
 
 /// How others reach an actor.
@@ -67,11 +96,26 @@ pub(crate) struct ActorHandle {
 
 /// Results of what runs beside the actor.
 enum Done {
-    Created { key: (String, u32), result: Result<Box<Made>, PodError> },
-    Started { id: ContainerId, result: Result<Started, (Exit, PodError)> },
-    Removed { id: ContainerId, result: Result<(), PodError> },
-    Updated { id: ContainerId, result: Result<Resources, PodError>, reply: Reply<()> },
-    TakenDown { result: Result<(), PodError> },
+    Created {
+        key: (String, u32),
+        result: Result<Box<Made>, PodError>,
+    },
+    Started {
+        id: ContainerId,
+        result: Result<Started, (Exit, PodError)>,
+    },
+    Removed {
+        id: ContainerId,
+        result: Result<(), PodError>,
+    },
+    Updated {
+        id: ContainerId,
+        result: Result<Resources, PodError>,
+        reply: Reply<()>,
+    },
+    TakenDown {
+        result: Result<(), PodError>,
+    },
     /// Answered its caller itself.
     Nothing,
 }
@@ -216,7 +260,8 @@ impl Actor {
         self.settle_orphans();
         while !self.gone {
             let wake = self.containers.values().filter_map(|container| container.wake_at).min();
-            let sleep = wake.map(|at| Instant::now() + Duration::from_nanos(u64::try_from(at - now()).unwrap_or(0)));
+            let sleep =
+                wake.map(|at| Instant::now() + Duration::from_nanos(u64::try_from(at - now()).unwrap_or(0)));
             tokio::select! {
                 heard = next(&mut self.heard) => self.hear(heard),
                 command = self.commands.recv() => match command {
@@ -268,12 +313,8 @@ impl Actor {
         match heard {
             Some(Heard::Event(proto::Event::ContainerExited { container, started_at, exit })) => {
                 let id = ContainerId::from_bytes(container);
-                let exit = Exit {
-                    code: exit.code,
-                    oom: exit.oom,
-                    finished_at: exit.finished_at,
-                    ..Exit::default()
-                };
+                let exit =
+                    Exit { code: exit.code, oom: exit.oom, finished_at: exit.finished_at, ..Exit::default() };
                 self.happen(&id, Event::Ended { started_at, exit });
             }
             Some(Heard::Event(_)) => {}

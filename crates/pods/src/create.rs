@@ -12,7 +12,9 @@ use bowline_image::{Image, LayerName};
 use bowline_model::runtime_spec::Spec;
 use bowline_model::spec::{ContainerSpec, NamespaceMode, PodSpec, Propagation, SecurityProfile};
 use bowline_model::{ContainerId, SandboxId, Signal};
-use bowline_oci::{ContainerInputs, HostDevice, ImageDefaults, LocalhostSeccomp, NamespacePaths, ResolvedUser};
+use bowline_oci::{
+    ContainerInputs, HostDevice, ImageDefaults, LocalhostSeccomp, NamespacePaths, ResolvedUser,
+};
 use bowline_plan::{Compiled, PlanInputs, RootfsSource};
 use bowline_store::{ContainerRecord, ImageRecord, LifeRecord, PodRecord, UserRecord, VERSION};
 
@@ -40,10 +42,10 @@ pub(crate) struct Order {
 /// Makes a container; on failure nothing of it is left.
 pub(crate) fn create(shared: &Shared, pod: &PodRecord, order: Order) -> Result<Made, PodError> {
     let id = order.id.clone();
-    let held = shared.images.hold(&id.to_string(), &order.spec.image.image).map_err(|_| PodError::NotFound {
-        what: "image",
-        id: order.spec.image.image.clone(),
-    })?;
+    let held = shared
+        .images
+        .hold(&id.to_string(), &order.spec.image.image)
+        .map_err(|_| PodError::NotFound { what: "image", id: order.spec.image.image.clone() })?;
     let made = build(shared, pod, order, &held.image, &held.layers);
     if made.is_err() {
         shared.images.release(&id.to_string());
@@ -54,7 +56,13 @@ pub(crate) fn create(shared: &Shared, pod: &PodRecord, order: Order) -> Result<M
     made
 }
 
-fn build(shared: &Shared, pod: &PodRecord, order: Order, image: &Image, layers: &[LayerName]) -> Result<Made, PodError> {
+fn build(
+    shared: &Shared,
+    pod: &PodRecord,
+    order: Order,
+    image: &Image,
+    layers: &[LayerName],
+) -> Result<Made, PodError> {
     let Order { id, spec, slot, created_at } = order;
     let user = user(shared, &spec, image, layers)?;
     let cgroup = format!("{}/{id}", pod.cgroup);
@@ -79,7 +87,8 @@ fn build(shared: &Shared, pod: &PodRecord, order: Order, image: &Image, layers: 
         notes,
         spec,
     };
-    files::allocate_slot(&shared.config.state, &pod.id, slot).map_err(doing("allocate a slot for the exit"))?;
+    files::allocate_slot(&shared.config.state, &pod.id, slot)
+        .map_err(doing("allocate a slot for the exit"))?;
     let stored = Stored { spec: oci, directories };
     shared.store.write_config(&pod.id, &id, &stored).map_err(doing("write the container's spec"))?;
     make_writable_layer(shared, &record)?;
@@ -97,7 +106,12 @@ pub(crate) struct Stored {
     pub directories: Vec<String>,
 }
 
-fn user(shared: &Shared, spec: &ContainerSpec, image: &Image, layers: &[LayerName]) -> Result<ResolvedUser, PodError> {
+fn user(
+    shared: &Shared,
+    spec: &ContainerSpec,
+    image: &Image,
+    layers: &[LayerName],
+) -> Result<ResolvedUser, PodError> {
     let read = |path: &str| {
         let found = shared.images.read_file_in_layers(layers, path, bowline_oci::MAX_DATABASE as u64);
         found.map_err(doing(format!("read /{path} of the image")))
@@ -191,7 +205,9 @@ fn localhost_profile(spec: &ContainerSpec) -> Result<Option<Vec<u8>>, PodError> 
     let what = || format!("read the seccomp profile {path}");
     let meta = fs::metadata(path).map_err(doing(what()))?;
     if !meta.is_file() || meta.len() > MAX_PROFILE {
-        return Err(PodError::Invalid(format!("seccomp profile {path}: not a file of at most {MAX_PROFILE} bytes")));
+        return Err(PodError::Invalid(format!(
+            "seccomp profile {path}: not a file of at most {MAX_PROFILE} bytes"
+        )));
     }
     fs::read(path).map(Some).map_err(doing(what()))
 }
@@ -202,17 +218,26 @@ fn host_devices(spec: &ContainerSpec) -> Result<Vec<HostDevice>, PodError> {
     for device in &spec.devices {
         let permissions = if device.permissions.is_empty() { "rwm" } else { &device.permissions };
         if !permissions.chars().all(|c| "rwm".contains(c)) {
-            return Err(PodError::Invalid(format!("devices.permissions: `{permissions}` has more than r, w and m")));
+            return Err(PodError::Invalid(format!(
+                "devices.permissions: `{permissions}` has more than r, w and m"
+            )));
         }
         let what = || format!("look at the device {}", device.host_path);
         let real = fs::canonicalize(&device.host_path).map_err(doing(what()))?;
-        let inside = if device.container_path.is_empty() { &device.host_path } else { &device.container_path };
+        let inside =
+            if device.container_path.is_empty() { &device.host_path } else { &device.container_path };
         collect_devices(&real, Path::new(inside), permissions, 0, &mut found).map_err(doing(what()))?;
     }
     Ok(found)
 }
 
-fn collect_devices(host: &Path, inside: &Path, permissions: &str, depth: u32, found: &mut Vec<HostDevice>) -> io::Result<()> {
+fn collect_devices(
+    host: &Path,
+    inside: &Path,
+    permissions: &str,
+    depth: u32,
+    found: &mut Vec<HostDevice>,
+) -> io::Result<()> {
     if depth > 8 || found.len() > 4096 {
         return Err(io::Error::other("there are too many devices below it"));
     }
@@ -223,7 +248,13 @@ fn collect_devices(host: &Path, inside: &Path, permissions: &str, depth: u32, fo
             let entry = entry?;
             let kind = entry.file_type()?;
             if kind.is_dir() || kind.is_char_device() || kind.is_block_device() {
-                collect_devices(&entry.path(), &inside.join(entry.file_name()), permissions, depth + 1, found)?;
+                collect_devices(
+                    &entry.path(),
+                    &inside.join(entry.file_name()),
+                    permissions,
+                    depth + 1,
+                    found,
+                )?;
             }
         }
         return Ok(());
@@ -348,7 +379,11 @@ fn make_writable_layer(shared: &Shared, record: &ContainerRecord) -> Result<(), 
 }
 
 /// Turns a stored spec into a plan.
-pub(crate) fn compile(shared: &Shared, record: &ContainerRecord, stored: &Stored) -> Result<Compiled, PodError> {
+pub(crate) fn compile(
+    shared: &Shared,
+    record: &ContainerRecord,
+    stored: &Stored,
+) -> Result<Compiled, PodError> {
     let name = |text: String| CString::new(text).map_err(|error| PodError::failed("name a layer", error));
     let own = format!("../../pods/{}/containers/{}", record.pod, record.id);
     let mut lower: Vec<CString> =
@@ -356,7 +391,11 @@ pub(crate) fn compile(shared: &Shared, record: &ContainerRecord, stored: &Stored
     if lower.is_empty() {
         lower.push(name(format!("{own}/lower"))?);
     }
-    let rootfs = RootfsSource::Overlay { lower, upper: name(format!("{own}/upper"))?, work: name(format!("{own}/work"))? };
+    let rootfs = RootfsSource::Overlay {
+        lower,
+        upper: name(format!("{own}/upper"))?,
+        work: name(format!("{own}/work"))?,
+    };
     let inputs = PlanInputs {
         spec: &stored.spec,
         rootfs: &rootfs,
@@ -369,7 +408,8 @@ pub(crate) fn compile(shared: &Shared, record: &ContainerRecord, stored: &Stored
         arch: shared.host.arch,
         seccomp: &shared.seccomp,
     };
-    let mut compiled = bowline_plan::compile(&inputs).map_err(|error| PodError::Invalid(error.to_string()))?;
+    let mut compiled =
+        bowline_plan::compile(&inputs).map_err(|error| PodError::Invalid(error.to_string()))?;
     compiled.plan.create_cwd = true;
     if compiled.plan.readonly_root {
         // VOLUMEs of the image stay writable below a root that is not.
@@ -385,16 +425,16 @@ pub(crate) fn compile(shared: &Shared, record: &ContainerRecord, stored: &Stored
 /// /dev/shm of the pod is no tree of the host: the launcher has it in its own mount namespace.
 fn share_shm(compiled: &mut Compiled) {
     use bowline_launch_plan::{Source, Step};
-    let is_shm = |descriptor: &bowline_plan::Descriptor| {
-        matches!(descriptor, bowline_plan::Descriptor::HostTree { path, .. } if path == SHM)
-    };
+    let is_shm = |descriptor: &bowline_plan::Descriptor| matches!(descriptor, bowline_plan::Descriptor::HostTree { path, .. } if path == SHM);
     let Some(index) = compiled.descriptors.iter().position(is_shm) else { return };
     compiled.descriptors.remove(index);
     let gone = index as u16;
     for step in &mut compiled.plan.steps {
         let Step::Mount { source, .. } = step else { continue };
         match source {
-            Source::Tree { fd } if *fd == gone => *source = Source::Path { path: c"/shm".into(), recursive: false },
+            Source::Tree { fd } if *fd == gone => {
+                *source = Source::Path { path: c"/shm".into(), recursive: false }
+            }
             Source::Tree { fd } if *fd > gone => *fd -= 1,
             _ => {}
         }

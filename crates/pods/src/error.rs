@@ -58,7 +58,9 @@ impl PodError {
 }
 
 /// `map_err` to [`PodError::Failed`].
-pub(crate) fn doing<E: Into<Box<dyn std::error::Error + Send + Sync>>>(what: impl Into<String>) -> impl FnOnce(E) -> PodError {
+pub(crate) fn doing<E: Into<Box<dyn std::error::Error + Send + Sync>>>(
+    what: impl Into<String>,
+) -> impl FnOnce(E) -> PodError {
     move |error| PodError::failed(what, error)
 }
 

@@ -41,7 +41,11 @@ pub(crate) struct Ticket {
 }
 
 /// Runs a command to its end.
-pub(crate) async fn exec_sync(ticket: Ticket, command: Vec<String>, timeout: Option<Duration>) -> Result<ExecOutput, PodError> {
+pub(crate) async fn exec_sync(
+    ticket: Ticket,
+    command: Vec<String>,
+    timeout: Option<Duration>,
+) -> Result<ExecOutput, PodError> {
     let argv = command.into_iter().map(CString::new).collect::<Result<Vec<_>, _>>();
     let argv = argv.map_err(|_| PodError::Invalid("cmd: an argument has a NUL inside".into()))?;
     let plan = bowline_plan::exec_plan(&ticket.plan, &ExecRequest { argv, ..ExecRequest::default() });
@@ -57,7 +61,9 @@ pub(crate) async fn exec_sync(ticket: Ticket, command: Vec<String>, timeout: Opt
             Err(_) => {
                 guard.armed = false;
                 kill(&ticket.monitor, operation).await;
-                return Err(PodError::Deadline(format!("the command did not end within {limit:?} and was killed")));
+                return Err(PodError::Deadline(format!(
+                    "the command did not end within {limit:?} and was killed"
+                )));
             }
         },
     };
@@ -94,7 +100,9 @@ async fn finish(
         Answer::Failed { stage, detail, errno, text } => {
             return Err(crate::start::launch_error(plan, stage, detail, errno, &text));
         }
-        Answer::Refused { why: bowline_monitor_proto::Refusal::NotRunning | bowline_monitor_proto::Refusal::Unknown } => {
+        Answer::Refused {
+            why: bowline_monitor_proto::Refusal::NotRunning | bowline_monitor_proto::Refusal::Unknown,
+        } => {
             return Err(PodError::State("the container is not running".into()));
         }
         other => return Err(PodError::failed("run the command", format!("the monitor answered {other:?}"))),

@@ -58,12 +58,22 @@ pub fn read_slot(state: &Path, pod: &SandboxId, slot: u16) -> Option<Slot> {
 
 /// Connects to a pod's monitor.
 pub fn connect(state: &Path, pod: &SandboxId) -> io::Result<OwnedFd> {
-    let dir = rustix::fs::open(folder(state, pod), OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    let dir = rustix::fs::open(
+        folder(state, pod),
+        OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
     bowline_linux::message::connect(dir.as_fd(), SOCKET_NAME)
 }
 
 /// Writes hosts, hostname and resolv.conf, as containers without mounts of their own there will see them.
-pub fn write_names(state: &Path, pod: &SandboxId, spec: &PodSpec, hostname: &str, ips: &[String]) -> io::Result<()> {
+pub fn write_names(
+    state: &Path,
+    pod: &SandboxId,
+    spec: &PodSpec,
+    hostname: &str,
+    ips: &[String],
+) -> io::Result<()> {
     let folder = folder(state, pod);
     fs::write(folder.join("hostname"), format!("{hostname}\n"))?;
     fs::write(folder.join("hosts"), hosts(spec, hostname, ips)?)?;
@@ -76,7 +86,9 @@ fn hosts(spec: &PodSpec, hostname: &str, ips: &[String]) -> io::Result<Vec<u8>> 
         return host_file("/etc/hosts");
     }
     let mut text = String::from("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n");
-    text.push_str("fe00::0\tip6-localnet\nff00::0\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n");
+    text.push_str(
+        "fe00::0\tip6-localnet\nff00::0\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n",
+    );
     for ip in ips {
         text.push_str(&format!("{ip}\t{hostname}\n"));
     }
@@ -85,7 +97,10 @@ fn hosts(spec: &PodSpec, hostname: &str, ips: &[String]) -> io::Result<Vec<u8>> 
 
 /// The lines of the DNS config; without any, the host's file.
 fn resolv_conf(spec: &PodSpec) -> io::Result<Vec<u8>> {
-    let Some(dns) = spec.dns.as_ref().filter(|dns| !(dns.servers.is_empty() && dns.searches.is_empty() && dns.options.is_empty()))
+    let Some(dns) = spec
+        .dns
+        .as_ref()
+        .filter(|dns| !(dns.servers.is_empty() && dns.searches.is_empty() && dns.options.is_empty()))
     else {
         return host_file("/etc/resolv.conf");
     };
@@ -130,7 +145,11 @@ mod tests {
     #[test]
     fn dns_settings_become_lines() {
         let words = |list: &[&str]| list.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
-        let dns = Dns { servers: words(&["10.0.0.1", "::1"]), searches: words(&["a.b", "c"]), options: words(&["ndots:5"]) };
+        let dns = Dns {
+            servers: words(&["10.0.0.1", "::1"]),
+            searches: words(&["a.b", "c"]),
+            options: words(&["ndots:5"]),
+        };
         let spec = PodSpec { dns: Some(dns), ..PodSpec::default() };
         let text = String::from_utf8(resolv_conf(&spec).unwrap()).unwrap();
         assert_eq!(text, "search a.b c\nnameserver 10.0.0.1\nnameserver ::1\noptions ndots:5\n");
@@ -138,7 +157,8 @@ mod tests {
 
     #[test]
     fn hosts_name_the_pod() {
-        let text = String::from_utf8(hosts(&PodSpec::default(), "web", &["10.1.2.3".into()]).unwrap()).unwrap();
+        let text =
+            String::from_utf8(hosts(&PodSpec::default(), "web", &["10.1.2.3".into()]).unwrap()).unwrap();
         assert!(text.contains("127.0.0.1\tlocalhost\n") && text.ends_with("10.1.2.3\tweb\n"), "{text}");
     }
 }

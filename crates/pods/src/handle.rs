@@ -53,7 +53,12 @@ const MAX_GRACE: Duration = Duration::from_secs(100 * 365 * 86_400);
 
 impl Pods {
     /// Takes over what the records and the monitors say, and is ready to serve.
-    pub async fn open(config: PodsConfig, store: Store, images: Images, cni: Arc<Cni>) -> Result<Pods, PodError> {
+    pub async fn open(
+        config: PodsConfig,
+        store: Store,
+        images: Images,
+        cni: Arc<Cni>,
+    ) -> Result<Pods, PodError> {
         let shared = blocking("look at the host", move || {
             let host = Host::discover().map_err(doing("look at the host"))?;
             let program = Program::load(&config.monitor)
@@ -69,7 +74,8 @@ impl Pods {
                 .map_err(doing("name a cgroup"))?;
             for root in &shared.host.roots {
                 use std::os::fd::AsFd as _;
-                bowline_launch::make_cgroup(root.as_fd(), &monitors).map_err(doing("make the monitors' cgroup"))?;
+                bowline_launch::make_cgroup(root.as_fd(), &monitors)
+                    .map_err(doing("make the monitors' cgroup"))?;
             }
             Ok(Arc::new(shared))
         })
@@ -121,7 +127,8 @@ impl Pods {
                     )));
                 }
                 None => {
-                    let handle = actor::spawn(self.0.clone(), SandboxId::from_bytes(random_id()), Arc::new(spec));
+                    let handle =
+                        actor::spawn(self.0.clone(), SandboxId::from_bytes(random_id()), Arc::new(spec));
                     actors.by_name.insert(handle.spec.metadata.clone(), handle.clone());
                     actors.by_id.insert(handle.id.clone(), handle.clone());
                     handle
@@ -134,7 +141,9 @@ impl Pods {
             Err(_) => None,
         };
         match result {
-            Some(Ok(())) if self.0.views.pod(&handle.id.to_string()).is_ok_and(|view| view.ready) => Ok(handle.id),
+            Some(Ok(())) if self.0.views.pod(&handle.id.to_string()).is_ok_and(|view| view.ready) => {
+                Ok(handle.id)
+            }
             Some(Ok(())) => Err(PodError::Exists(format!(
                 "sandbox {} of the same name and attempt is there already, and not ready; remove it, or count the attempt up",
                 handle.id
@@ -161,7 +170,11 @@ impl Pods {
     }
 
     /// Makes a container in a pod that is ready. An equal call joins, or gets the one that is there.
-    pub async fn create_container(&self, pod: &SandboxId, spec: ContainerSpec) -> Result<ContainerId, PodError> {
+    pub async fn create_container(
+        &self,
+        pod: &SandboxId,
+        spec: ContainerSpec,
+    ) -> Result<ContainerId, PodError> {
         let missing = || PodError::NotFound { what: "pod sandbox", id: pod.to_string() };
         let actor = self.actor(pod).ok_or_else(missing)?;
         ask(&actor, |reply| Command::Create { spec: Box::new(spec), reply }).await
@@ -183,7 +196,9 @@ impl Pods {
     /// Removes a container, killing it if it runs. One that is unknown is fine.
     pub async fn remove_container(&self, id: &ContainerId) -> Result<(), PodError> {
         match self.actor_of(id) {
-            Ok(actor) => ask(&actor, |reply| Command::Remove { id: id.clone(), reply }).await.or_else(gone_is_fine),
+            Ok(actor) => {
+                ask(&actor, |reply| Command::Remove { id: id.clone(), reply }).await.or_else(gone_is_fine)
+            }
             Err(_) => Ok(()),
         }
     }
@@ -286,7 +301,9 @@ async fn reap_links(shared: Arc<Shared>) {
         let cni = shared.cni.clone();
         match tokio::task::spawn_blocking(move || cni.reap()).await {
             Ok(Ok(_)) => {}
-            Ok(Err(error)) => tracing::warn!(error = %crate::chain(&error), "dying links could not be deleted; tried again"),
+            Ok(Err(error)) => {
+                tracing::warn!(error = %crate::chain(&error), "dying links could not be deleted; tried again")
+            }
             Err(error) => tracing::error!(%error, "the reaper of links failed"),
         }
     }

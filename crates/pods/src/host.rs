@@ -80,12 +80,23 @@ pub fn cgroups() -> io::Result<(CgroupLayout, Vec<OwnedFd>)> {
                 folder: folder_name(&mount.path),
             }
         } else {
-            let name = mount.options.iter().find_map(|option| option.strip_prefix("name=")).map(str::to_owned);
-            let controllers = mount.options.iter().filter(|option| known.contains_key(option.as_str())).cloned();
-            Hierarchy { unified: false, controllers: controllers.collect(), name, folder: folder_name(&mount.path) }
+            let name =
+                mount.options.iter().find_map(|option| option.strip_prefix("name=")).map(str::to_owned);
+            let controllers =
+                mount.options.iter().filter(|option| known.contains_key(option.as_str())).cloned();
+            Hierarchy {
+                unified: false,
+                controllers: controllers.collect(),
+                name,
+                folder: folder_name(&mount.path),
+            }
         };
         // The same hierarchy mounted twice counts once.
-        if layout.hierarchies.iter().any(|seen| seen.controllers == hierarchy.controllers && seen.name == hierarchy.name && seen.unified == hierarchy.unified) {
+        if layout.hierarchies.iter().any(|seen| {
+            seen.controllers == hierarchy.controllers
+                && seen.name == hierarchy.name
+                && seen.unified == hierarchy.unified
+        }) {
             continue;
         }
         layout.hierarchies.push(hierarchy);
@@ -157,7 +168,8 @@ fn facts(layout: &CgroupLayout) -> io::Result<NodeFacts> {
         cgroup_mode: layout.mode(),
         capabilities: permitted & bounding,
         last_cap,
-        apparmor: fs::read_to_string("/sys/module/apparmor/parameters/enabled").is_ok_and(|text| text.starts_with('Y')),
+        apparmor: fs::read_to_string("/sys/module/apparmor/parameters/enabled")
+            .is_ok_and(|text| text.starts_with('Y')),
         apparmor_default: None,
         selinux: Path::new("/sys/fs/selinux/enforce").exists(),
         seccomp_arch: seccomp_arch(),
@@ -189,13 +201,22 @@ fn host_devices() -> Vec<HostDevice> {
             let kind = meta.file_type();
             let name = entry.file_name();
             if kind.is_dir() {
-                let own = depth == 0 && ["pts", "shm", "mqueue", "fd", "lxc", "lxd-fuse", ".lxc"].iter().any(|own| name == *own);
+                let own = depth == 0
+                    && ["pts", "shm", "mqueue", "fd", "lxc", "lxd-fuse", ".lxc"]
+                        .iter()
+                        .any(|own| name == *own);
                 if !own && depth < 8 && found.len() < 4096 {
                     folders.push((path, depth + 1));
                 }
                 continue;
             }
-            let kind = if kind.is_char_device() { 'c' } else if kind.is_block_device() { 'b' } else { continue };
+            let kind = if kind.is_char_device() {
+                'c'
+            } else if kind.is_block_device() {
+                'b'
+            } else {
+                continue;
+            };
             if path == Path::new("/dev/console") || path == Path::new("/dev/ptmx") {
                 continue;
             }
@@ -223,7 +244,13 @@ fn hugetlb_sizes(layout: &CgroupLayout) -> Vec<String> {
     let sizes = entries.filter_map(|entry| {
         let name = entry.file_name().to_string_lossy().into_owned();
         let kib: u64 = name.strip_prefix("hugepages-")?.strip_suffix("kB")?.parse().ok()?;
-        Some(if kib >= 1 << 20 { format!("{}GB", kib >> 20) } else if kib >= 1 << 10 { format!("{}MB", kib >> 10) } else { format!("{kib}KB") })
+        Some(if kib >= 1 << 20 {
+            format!("{}GB", kib >> 20)
+        } else if kib >= 1 << 10 {
+            format!("{}MB", kib >> 10)
+        } else {
+            format!("{kib}KB")
+        })
     });
     sizes.collect()
 }

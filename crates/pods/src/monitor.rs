@@ -51,7 +51,8 @@ impl Program {
     /// Reads the program at `path`.
     pub fn load(path: &std::path::Path) -> io::Result<Program> {
         let bytes = std::fs::read(path)?;
-        let memory = rustix::fs::memfd_create("bowline-monitor", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+        let memory =
+            rustix::fs::memfd_create("bowline-monitor", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
         let mut written = 0;
         while written < bytes.len() {
             written += rustix::io::write(&memory, &bytes[written..])?;
@@ -113,14 +114,20 @@ impl Monitor {
         socket.set_nonblocking(true).map_err(io_error("talk to"))?;
         let socket = UnixStream::from_std(socket).map_err(io_error("talk to"))?;
         // Numbers of this daemon's life: a monitor outlives several, and must not take one's for another's.
-        let first = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(1, |t| t.as_nanos() as u64);
+        let first = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .map_or(1, |t| t.as_nanos() as u64);
         let monitor = Arc::new(Monitor { socket, waiting: Mutex::default(), next: AtomicU64::new(first) });
         tokio::spawn(listen(monitor.clone(), heard));
         Ok(monitor)
     }
 
     /// Asks, and waits for the answer.
-    pub async fn call(&self, request: Request, descriptors: &[BorrowedFd<'_>]) -> Result<Reply, MonitorError> {
+    pub async fn call(
+        &self,
+        request: Request,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<Reply, MonitorError> {
         let (_, reply) = self.send(request, descriptors)?;
         reply.await.map_err(|_| MonitorError::Lost)
     }
@@ -273,6 +280,9 @@ pub fn sealed(bytes: &[u8]) -> io::Result<OwnedFd> {
     while written < bytes.len() {
         written += rustix::io::write(&memory, &bytes[written..])?;
     }
-    rustix::fs::fcntl_add_seals(&memory, SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE)?;
+    rustix::fs::fcntl_add_seals(
+        &memory,
+        SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE,
+    )?;
     Ok(memory)
 }

@@ -27,7 +27,8 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 /// Takes all pods over.
 pub(crate) async fn recover(shared: &Arc<Shared>) -> Result<(), PodError> {
     let owner = shared.clone();
-    let loaded = blocking("read the records", move || owner.store.load().map_err(doing("read the records"))).await?;
+    let loaded =
+        blocking("read the records", move || owner.store.load().map_err(doing("read the records"))).await?;
     for bad in &loaded.bad {
         tracing::error!(error = %crate::chain(bad), "a record cannot be read; what it stands for is left alone");
     }
@@ -68,9 +69,13 @@ async fn sweep(shared: &Arc<Shared>) {
         }
         let valid: Vec<&str> = known.iter().map(String::as_str).collect();
         match shared.cni.gc(&valid) {
-            Ok(gone) if !gone.is_empty() => tracing::info!(count = gone.len(), "network attachments without a pod were removed"),
+            Ok(gone) if !gone.is_empty() => {
+                tracing::info!(count = gone.len(), "network attachments without a pod were removed")
+            }
             Ok(_) => {}
-            Err(error) => tracing::warn!(error = %crate::chain(&error), "network attachments without a pod could not be looked for"),
+            Err(error) => {
+                tracing::warn!(error = %crate::chain(&error), "network attachments without a pod could not be looked for")
+            }
         }
         shared.dying_links.notify_one();
     });
@@ -78,7 +83,8 @@ async fn sweep(shared: &Arc<Shared>) {
 }
 
 fn hold(shared: &Shared, container: &ContainerRecord) {
-    let layers: Vec<LayerName> = container.image.layers.iter().filter_map(|name| LayerName::parse(name)).collect();
+    let layers: Vec<LayerName> =
+        container.image.layers.iter().filter_map(|name| LayerName::parse(name)).collect();
     if let Err(error) = shared.images.hold_layers(&container.id.to_string(), &layers) {
         tracing::error!(container = %container.id, error = %crate::chain(&error), "a container's layers are gone");
     }
@@ -157,7 +163,9 @@ async fn after_reboot(shared: &Arc<Shared>, record: &mut PodRecord, containers: 
     record.life = PodLife::NotReady;
     match crate::stop_pod::take_down(shared, record, None, &cgroups).await {
         Ok(()) => record.cleaned = true,
-        Err(error) => tracing::warn!(pod = %record.id, error = %crate::chain(&error), "a pod from before the reboot could not be taken down yet"),
+        Err(error) => {
+            tracing::warn!(pod = %record.id, error = %crate::chain(&error), "a pod from before the reboot could not be taken down yet")
+        }
     }
     record.boot = shared.host.boot.clone();
     if let Err(error) = shared.store.write_pod(record) {
@@ -195,8 +203,12 @@ fn write_back(shared: &Shared, lives: Vec<(ContainerRecord, Life)>) -> Vec<(Cont
         .collect()
 }
 
-async fn connect(shared: &Arc<Shared>, record: &PodRecord) -> Result<(Arc<Monitor>, mpsc::Receiver<Heard>), PodError> {
-    let socket = files::connect(&shared.config.state, &record.id).map_err(doing("reach the pod's monitor"))?;
+async fn connect(
+    shared: &Arc<Shared>,
+    record: &PodRecord,
+) -> Result<(Arc<Monitor>, mpsc::Receiver<Heard>), PodError> {
+    let socket =
+        files::connect(&shared.config.state, &record.id).map_err(doing("reach the pod's monitor"))?;
     let (send, heard) = mpsc::channel(64);
     Ok((Monitor::attach(socket, send).map_err(doing("talk to the pod's monitor"))?, heard))
 }
@@ -206,9 +218,16 @@ type Asked = (Arc<Monitor>, mpsc::Receiver<Heard>, Vec<proto::ContainerState>);
 async fn ask(shared: &Arc<Shared>, record: &PodRecord) -> Result<Asked, PodError> {
     let (monitor, heard) = connect(shared, record).await?;
     let conversation = async {
-        match monitor.call(Request::Hello { version: VERSION }, &[]).await.map_err(doing("greet the pod's monitor"))?.0 {
+        match monitor
+            .call(Request::Hello { version: VERSION }, &[])
+            .await
+            .map_err(doing("greet the pod's monitor"))?
+            .0
+        {
             Answer::Hello { version: VERSION, .. } => {}
-            other => return Err(PodError::failed("greet the pod's monitor", format!("it answered {other:?}"))),
+            other => {
+                return Err(PodError::failed("greet the pod's monitor", format!("it answered {other:?}")));
+            }
         }
         match monitor.call(Request::State, &[]).await.map_err(doing("ask the pod's monitor"))?.0 {
             Answer::State { containers } => Ok(containers),
@@ -228,10 +247,18 @@ fn life_by_monitor(shared: &Shared, record: &ContainerRecord, states: &[proto::C
         (Some(state), _) => match state.exit {
             Some(exit) => Life::Exited {
                 started_at: state.started_at,
-                exit: Exit { code: exit.code, oom: exit.oom, finished_at: exit.finished_at, ..Exit::default() },
+                exit: Exit {
+                    code: exit.code,
+                    oom: exit.oom,
+                    finished_at: exit.finished_at,
+                    ..Exit::default()
+                },
             },
             // On its way to exec as well: the monitor tells of its end like of any other's.
-            None => Life::Running { pid: state.pid, started_at: if state.started_at == 0 { now() } else { state.started_at } },
+            None => Life::Running {
+                pid: state.pid,
+                started_at: if state.started_at == 0 { now() } else { state.started_at },
+            },
         },
         (None, LifeRecord::Created) => Life::Created,
         // The monitor never heard of it; the actor settles it.
@@ -253,7 +280,8 @@ fn life_without_monitor(record: &ContainerRecord, end: impl FnOnce(&ContainerRec
 
 fn exited(record: &ExitRecord) -> Life {
     // Reasons are a closed set; one from a newer version reads as what its code says.
-    let known = ["Completed", "Error", "OOMKilled", "StartError", "MonitorLost", "Rebooted", "ContainerCannotRun"];
+    let known =
+        ["Completed", "Error", "OOMKilled", "StartError", "MonitorLost", "Rebooted", "ContainerCannotRun"];
     let reason = known.into_iter().find(|reason| *reason == record.reason);
     Life::Exited {
         started_at: record.started_at,

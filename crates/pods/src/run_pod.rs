@@ -40,7 +40,11 @@ pub(crate) struct Up {
 const EVENTS: usize = 64;
 
 /// Brings a pod up, or leaves nothing behind.
-pub(crate) async fn bring_up(shared: &Arc<Shared>, id: &SandboxId, spec: &Arc<PodSpec>) -> Result<Up, (PodError, Option<PodRecord>)> {
+pub(crate) async fn bring_up(
+    shared: &Arc<Shared>,
+    id: &SandboxId,
+    spec: &Arc<PodSpec>,
+) -> Result<Up, (PodError, Option<PodRecord>)> {
     let record = PodRecord {
         version: VERSION,
         boot: shared.host.boot.clone(),
@@ -114,7 +118,8 @@ async fn steps(shared: &Arc<Shared>, mut record: PodRecord) -> Result<Up, PodErr
         .await?
     };
     let network = if own_network {
-        let made = blocking("make a network namespace", || netns::make().map_err(doing("make a network namespace")));
+        let made =
+            blocking("make a network namespace", || netns::make().map_err(doing("make a network namespace")));
         let (made, started) = tokio::join!(made, start_monitor(shared, &record.id));
         (Some(Arc::new(made?)), started?)
     } else {
@@ -216,7 +221,10 @@ async fn attach(
             mac: None,
         };
         let added = shared.cni.add(&request).map_err(doing("attach the pod to the network"))?;
-        Ok(Some(NetworkRecord { ips: added.ips.iter().map(ToString::to_string).collect(), result: added.result_json }))
+        Ok(Some(NetworkRecord {
+            ips: added.ips.iter().map(ToString::to_string).collect(),
+            result: added.result_json,
+        }))
     })
     .await
 }
@@ -259,10 +267,14 @@ async fn set_up(
     let namespaces = &record.spec.security.namespaces;
     let host_network = namespaces.network == NamespaceMode::Node;
     let own_ipc = namespaces.ipc != NamespaceMode::Node;
-    let text = |text: String| CString::new(text).map_err(|_| PodError::Invalid("a name of the pod has a NUL inside".into()));
-    let sysctls = record.spec.sysctls.iter().map(|(name, value)| {
-        Ok((text(name.replace('.', "/"))?, text(value.clone())?))
-    });
+    let text = |text: String| {
+        CString::new(text).map_err(|_| PodError::Invalid("a name of the pod has a NUL inside".into()))
+    };
+    let sysctls = record
+        .spec
+        .sysctls
+        .iter()
+        .map(|(name, value)| Ok((text(name.replace('.', "/"))?, text(value.clone())?)));
     let monitors = format!("{}/monitors", shared.cgroup_root());
     let setup = Setup {
         sandbox: record.id.to_string(),
@@ -280,7 +292,8 @@ async fn set_up(
             .map(|hierarchy| Ok(MonitorCgroup { hierarchy, path: text(monitors.clone())? }))
             .collect::<Result<_, PodError>>()?,
     };
-    let mut descriptors = vec![shared.base.as_fd(), files.exits.as_fd(), files.listener.as_fd(), shared.null.as_fd()];
+    let mut descriptors =
+        vec![shared.base.as_fd(), files.exits.as_fd(), files.listener.as_fd(), shared.null.as_fd()];
     descriptors.extend(network.map(|network| network.as_fd()));
     descriptors.extend(shared.host.roots.iter().map(|root| root.as_fd()));
     expect_done(monitor.call(Request::Setup { setup }, &descriptors).await, "set the pod up")

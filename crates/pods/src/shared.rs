@@ -90,7 +90,9 @@ impl Shared {
     /// A time of creation later than all before: the kubelet orders by it.
     pub fn created_now(&self) -> i64 {
         let now = now();
-        let before = self.last_created.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| Some(now.max(last + 1)));
+        let before = self
+            .last_created
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| Some(now.max(last + 1)));
         before.map_or(now, |last| now.max(last + 1))
     }
 

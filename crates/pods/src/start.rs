@@ -47,7 +47,10 @@ pub(crate) async fn start(
     let opened = match tokio::time::timeout(OPEN_LIMIT, opened).await {
         Ok(opened) => opened.map_err(failed)?,
         Err(_) => {
-            let text = format!("opening the volumes of container {} takes more than {OPEN_LIMIT:?}: a file system hangs", record.id);
+            let text = format!(
+                "opening the volumes of container {} takes more than {OPEN_LIMIT:?}: a file system hangs",
+                record.id
+            );
             return Err(failed(PodError::Deadline(text)));
         }
     };
@@ -68,18 +71,29 @@ pub(crate) async fn start(
         Answer::Failed { stage, detail, errno, text } => {
             Err(failed(launch_error(&compiled.plan, stage, detail, errno, &text)))
         }
-        Answer::Refused { why } => Err(failed(PodError::failed("launch the container", format!("the monitor refused: {why:?}")))),
-        other => Err(failed(PodError::failed("launch the container", format!("the monitor answered {other:?}")))),
+        Answer::Refused { why } => {
+            Err(failed(PodError::failed("launch the container", format!("the monitor refused: {why:?}"))))
+        }
+        other => {
+            Err(failed(PodError::failed("launch the container", format!("the monitor answered {other:?}"))))
+        }
     }
 }
 
 fn exit(error: &PodError) -> Exit {
-    Exit { code: 128, oom: false, finished_at: now(), reason: Some("StartError"), message: crate::chain(error) }
+    Exit {
+        code: 128,
+        oom: false,
+        finished_at: now(),
+        reason: Some("StartError"),
+        message: crate::chain(error),
+    }
 }
 
 /// What a failed step of a launch means, in words.
 pub(crate) fn launch_error(plan: &LaunchPlan, stage: u8, detail: u16, errno: i32, text: &str) -> PodError {
-    let cause = if errno == 0 { io::Error::other(text.to_owned()) } else { io::Error::from_raw_os_error(errno) };
+    let cause =
+        if errno == 0 { io::Error::other(text.to_owned()) } else { io::Error::from_raw_os_error(errno) };
     let program = plan.argv.first().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let Some(stage) = Stage::from_number(stage) else {
         return PodError::failed("launch the container", text.to_owned());
@@ -150,7 +164,9 @@ fn open_descriptor(descriptor: &Descriptor) -> Result<OwnedFd, PodError> {
             let opened = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
             opened.map_err(|errno| doing(format!("open the namespace {path}"))(io::Error::from(errno)))
         }
-        Descriptor::Rootfs { path } => clone_tree(path, true, true).map_err(doing(format!("open the root {path}"))),
+        Descriptor::Rootfs { path } => {
+            clone_tree(path, true, true).map_err(doing(format!("open the root {path}")))
+        }
     }
 }
 
@@ -199,7 +215,10 @@ pub(crate) fn update(
         let devices = std::mem::take(&mut resources.devices);
         *resources = bowline_model::runtime_spec::LinuxResources { devices, ..after };
     }
-    shared.store.write_config(&record.pod, &record.id, &stored).map_err(doing("write the container's spec"))?;
+    shared
+        .store
+        .write_config(&record.pod, &record.id, &stored)
+        .map_err(doing("write the container's spec"))?;
     Ok(new)
 }
 

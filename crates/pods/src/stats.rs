@@ -92,7 +92,10 @@ impl Usage {
 }
 
 /// Reads those containers that can be read; one that has ended meanwhile is left out.
-pub(crate) async fn stats(shared: &Arc<Shared>, containers: &[Arc<ContainerView>]) -> Vec<(Arc<ContainerView>, Stats)> {
+pub(crate) async fn stats(
+    shared: &Arc<Shared>,
+    containers: &[Arc<ContainerView>],
+) -> Vec<(Arc<ContainerView>, Stats)> {
     let scans: Vec<_> = containers.iter().filter_map(|view| scan(shared, view)).collect();
     if !scans.is_empty() {
         let all = async {
@@ -104,7 +107,10 @@ pub(crate) async fn stats(shared: &Arc<Shared>, containers: &[Arc<ContainerView>
     }
     let (shared, views) = (shared.clone(), containers.to_vec());
     let read = tokio::task::spawn_blocking(move || {
-        views.into_iter().filter_map(|view| read(&shared, &view).map(|stats| (view, stats))).collect::<Vec<_>>()
+        views
+            .into_iter()
+            .filter_map(|view| read(&shared, &view).map(|stats| (view, stats)))
+            .collect::<Vec<_>>()
     });
     read.await.unwrap_or_default()
 }

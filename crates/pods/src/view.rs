@@ -104,7 +104,9 @@ impl Views {
     pub fn container(&self, id: &str) -> Result<Arc<ContainerView>, PodError> {
         let what = "container";
         match ContainerId::parse(id) {
-            Ok(exact) => self.read(|maps| maps.containers.get(&exact).cloned()).ok_or_else(|| not_found(what, id)),
+            Ok(exact) => {
+                self.read(|maps| maps.containers.get(&exact).cloned()).ok_or_else(|| not_found(what, id))
+            }
             Err(_) => one(what, id, self.read(|maps| by_prefix(&maps.containers, id))),
         }
     }
@@ -143,13 +145,19 @@ fn by_prefix<K: ToString, V>(map: &BTreeMap<K, Arc<V>>, prefix: &str) -> Vec<Arc
     if prefix.is_empty() || prefix.len() > 64 {
         return Vec::new();
     }
-    map.iter().filter(|(id, _)| id.to_string().starts_with(prefix)).map(|(_, view)| view.clone()).take(2).collect()
+    map.iter()
+        .filter(|(id, _)| id.to_string().starts_with(prefix))
+        .map(|(_, view)| view.clone())
+        .take(2)
+        .collect()
 }
 
 fn one<V>(what: &'static str, id: &str, mut found: Vec<Arc<V>>) -> Result<Arc<V>, PodError> {
     match (found.pop(), found.is_empty()) {
         (Some(view), true) => Ok(view),
-        (Some(_), false) => Err(PodError::Invalid(format!("more than one {what} has an id that starts with `{id}`: give more of it"))),
+        (Some(_), false) => Err(PodError::Invalid(format!(
+            "more than one {what} has an id that starts with `{id}`: give more of it"
+        ))),
         (None, _) => Err(not_found(what, id)),
     }
 }

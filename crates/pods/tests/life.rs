@@ -40,7 +40,12 @@ impl Node {
 
     fn pod(&self, name: &str) -> PodSpec {
         PodSpec {
-            metadata: PodMetadata { name: name.into(), uid: format!("{name}-uid"), namespace: "test".into(), attempt: 0 },
+            metadata: PodMetadata {
+                name: name.into(),
+                uid: format!("{name}-uid"),
+                namespace: "test".into(),
+                attempt: 0,
+            },
             log_directory: self.folder.path().join("logs").to_string_lossy().into_owned(),
             ..PodSpec::default()
         }
@@ -59,7 +64,8 @@ impl Node {
     }
 
     fn log(&self, name: &str) -> String {
-        std::fs::read_to_string(self.folder.path().join("logs").join(format!("{name}.log"))).unwrap_or_default()
+        std::fs::read_to_string(self.folder.path().join("logs").join(format!("{name}.log")))
+            .unwrap_or_default()
     }
 
     fn life(&self, id: &ContainerId) -> Life {
@@ -96,8 +102,13 @@ async fn open(folder: &tempfile::TempDir, bridge: &str, number: u8) -> Pods {
     let store = Store::open(&root).unwrap();
     let images = Images::open(ImagesConfig::new(root.join("images"), Unpacker::InProcess)).await.unwrap();
     let subnet = format!("10.231.{}.0/24", 100 + number).parse().unwrap();
-    let network = DefaultNetwork { subnet, subnet_v6: None, bridge: bridge.into(), data_dir: root.join("networks") };
-    let config = CniConfig { conf_dirs: vec![PathBuf::from("/nonexistent")], default_network: Some(network), ..CniConfig::below(&root) };
+    let network =
+        DefaultNetwork { subnet, subnet_v6: None, bridge: bridge.into(), data_dir: root.join("networks") };
+    let config = CniConfig {
+        conf_dirs: vec![PathBuf::from("/nonexistent")],
+        default_network: Some(network),
+        ..CniConfig::below(&root)
+    };
     let cni = Arc::new(Cni::new(config).unwrap());
     Pods::open(PodsConfig::new(root, state, monitor), store, images, cni).await.unwrap()
 }
@@ -110,7 +121,11 @@ async fn a_pod_comes_up_runs_and_goes() {
     assert!(view.ready);
     assert!(view.ips[0].parse::<Ipv4Addr>().is_ok(), "{:?}", view.ips);
 
-    let id = node.pods.create_container(&pod, node.container("main", "echo out; echo err >&2; exit 3")).await.unwrap();
+    let id = node
+        .pods
+        .create_container(&pod, node.container("main", "echo out; echo err >&2; exit 3"))
+        .await
+        .unwrap();
     assert_eq!(node.life(&id), Life::Created);
     node.pods.start_container(&id).await.unwrap();
     let Life::Exited { exit, started_at } = node.ended(&id).await else { unreachable!() };
@@ -133,7 +148,8 @@ async fn commands_run_in_a_container() {
     let id = node.pods.create_container(&pod, node.container("main", "sleep 1000")).await.unwrap();
     node.pods.start_container(&id).await.unwrap();
     let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
-    let out = node.pods.exec_sync(&id, words(&["sh", "-c", "echo hi; echo no >&2; exit 7"]), None).await.unwrap();
+    let out =
+        node.pods.exec_sync(&id, words(&["sh", "-c", "echo hi; echo no >&2; exit 7"]), None).await.unwrap();
     assert_eq!((out.stdout.as_slice(), out.stderr.as_slice(), out.code), (&b"hi\n"[..], &b"no\n"[..], 7));
     let late = node.pods.exec_sync(&id, words(&["sleep", "100"]), Some(Duration::from_millis(200))).await;
     assert!(matches!(late, Err(bowline_pods::PodError::Deadline(_))), "{late:?}");

@@ -26,7 +26,10 @@ impl Flusher {
     pub(crate) fn start() -> Flusher {
         let (work, queue) = sync_channel(QUEUE);
         // A thread that cannot be started leaves the records unflushed, not unwritten.
-        let _ = std::thread::Builder::new().name("records".into()).stack_size(256 << 10).spawn(move || run(&queue));
+        let _ = std::thread::Builder::new()
+            .name("records".into())
+            .stack_size(256 << 10)
+            .spawn(move || run(&queue));
         Flusher { work }
     }
 

@@ -20,7 +20,10 @@ mod flush;
 mod record;
 
 pub use flush::FLUSH_AFTER;
-pub use record::{ContainerRecord, ExitRecord, ImageRecord, LifeRecord, NetworkRecord, PodLife, PodRecord, UserRecord, VERSION};
+pub use record::{
+    ContainerRecord, ExitRecord, ImageRecord, LifeRecord, NetworkRecord, PodLife, PodRecord, UserRecord,
+    VERSION,
+};
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -101,7 +104,12 @@ impl Store {
             Err(rustix::io::Errno::WOULDBLOCK) => return Err(StoreError::InUse { root: root.to_owned() }),
             Err(errno) => return Err(io_error("lock", errno.into())),
         }
-        Ok(Store { root: root.to_owned(), flusher: Flusher::start(), generations: Mutex::default(), _lock: lock })
+        Ok(Store {
+            root: root.to_owned(),
+            flusher: Flusher::start(),
+            generations: Mutex::default(),
+            _lock: lock,
+        })
     }
 
     /// The folder of a pod.
@@ -130,14 +138,23 @@ impl Store {
     }
 
     /// Writes a container's OCI runtime spec.
-    pub fn write_config<T: Serialize>(&self, pod: &SandboxId, id: &ContainerId, config: &T) -> Result<(), StoreError> {
+    pub fn write_config<T: Serialize>(
+        &self,
+        pod: &SandboxId,
+        id: &ContainerId,
+        config: &T,
+    ) -> Result<(), StoreError> {
         let folder = self.container_folder(pod, id);
         make_folder(&folder)?;
         self.replace(&folder, "config", config)
     }
 
     /// Reads a container's OCI runtime spec.
-    pub fn read_config<T: DeserializeOwned>(&self, pod: &SandboxId, id: &ContainerId) -> Result<T, StoreError> {
+    pub fn read_config<T: DeserializeOwned>(
+        &self,
+        pod: &SandboxId,
+        id: &ContainerId,
+    ) -> Result<T, StoreError> {
         self.read(&self.container_folder(pod, id), "config")
     }
 
@@ -198,7 +215,11 @@ impl Store {
             // Left from an earlier removal under the same name, which a record never gets twice: empty it here.
             Err(_) => {
                 let removed = fs::remove_dir_all(folder);
-                removed.map_err(|source| StoreError::Io { doing: "remove", path: folder.to_owned(), source })?;
+                removed.map_err(|source| StoreError::Io {
+                    doing: "remove",
+                    path: folder.to_owned(),
+                    source,
+                })?;
             }
         }
         Ok(())
@@ -211,8 +232,9 @@ impl Store {
         let before = self.lock().get(&key).copied().unwrap_or(0);
         let path = generation(folder, name, before + 1);
         let beside = folder.join(format!("{name}.new"));
-        let written =
-            File::create(&beside).and_then(|mut file| file.write_all(&bytes)).and_then(|()| fs::rename(&beside, &path));
+        let written = File::create(&beside)
+            .and_then(|mut file| file.write_all(&bytes))
+            .and_then(|()| fs::rename(&beside, &path));
         written.map_err(|source| StoreError::Io { doing: "write", path: path.clone(), source })?;
         self.lock().insert(key, before + 1);
         if before > 0 {
@@ -228,11 +250,17 @@ impl Store {
         let io_error = |source| StoreError::Io { doing: "list", path: folder.to_owned(), source };
         for entry in fs::read_dir(folder).map_err(io_error)? {
             let file = entry.map_err(io_error)?.file_name();
-            let number = file.to_str().and_then(|file| file.strip_prefix(name)?.strip_prefix('.')?.strip_suffix(".json"));
+            let number = file
+                .to_str()
+                .and_then(|file| file.strip_prefix(name)?.strip_prefix('.')?.strip_suffix(".json"));
             found.extend(number.and_then(|number| number.parse::<u64>().ok()));
         }
         found.sort_unstable_by(|a, b| b.cmp(a));
-        let missing = || StoreError::Io { doing: "read", path: folder.join(name), source: io::ErrorKind::NotFound.into() };
+        let missing = || StoreError::Io {
+            doing: "read",
+            path: folder.join(name),
+            source: io::ErrorKind::NotFound.into(),
+        };
         let mut verdict = missing();
         for (position, number) in found.iter().enumerate() {
             match read(&generation(folder, name, *number)) {
@@ -291,7 +319,8 @@ fn read<T: DeserializeOwned>(path: &Path) -> Result<T, StoreError> {
         return Err(StoreError::Bad { path: path.to_owned(), why: format!("{len} bytes are too many") });
     }
     let bytes = fs::read(path).map_err(io_error)?;
-    serde_json::from_slice(&bytes).map_err(|error| StoreError::Bad { path: path.to_owned(), why: error.to_string() })
+    serde_json::from_slice(&bytes)
+        .map_err(|error| StoreError::Bad { path: path.to_owned(), why: error.to_string() })
 }
 
 #[cfg(test)]

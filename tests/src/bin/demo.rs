@@ -26,17 +26,30 @@ fn main() -> ExitCode {
     say("two pods");
     let server = "echo 'serving'; mkdir /www; echo 'hello from the other pod' >/www/index.html; exec httpd -f -p 80 -h /www";
     demo.run(&["run", "-d", "--name", "server", &name, "sh", "-c", server]);
-    demo.run(&["run", "-d", "--name", "client", &name, "sh", "-c", "i=0; while true; do echo line $i; i=$((i+1)); sleep 1; done"]);
+    demo.run(&[
+        "run",
+        "-d",
+        "--name",
+        "client",
+        &name,
+        "sh",
+        "-c",
+        "i=0; while true; do echo line $i; i=$((i+1)); sleep 1; done",
+    ]);
     demo.run(&["pods"]);
     demo.run(&["ps"]);
 
     say("logs, a command in a container, a request from pod to pod");
-    wait_for("the server's log", Duration::from_secs(10), || demo.output(&["logs", "server"]).contains("serving"));
+    wait_for("the server's log", Duration::from_secs(10), || {
+        demo.output(&["logs", "server"]).contains("serving")
+    });
     demo.run(&["logs", "server"]);
     demo.run(&["exec", "client", "sh", "-c", "hostname; id -u; ip -4 addr show eth0"]);
     let ip = demo.output(&["exec", "server", "sh", "-c", "hostname -i"]).trim().to_owned();
     let url = format!("http://{}/", ip.split_whitespace().next().unwrap_or_default());
-    wait_for("the server answers", Duration::from_secs(10), || demo.output(&["exec", "client", "wget", "-qO-", &url]).contains("hello"));
+    wait_for("the server answers", Duration::from_secs(10), || {
+        demo.output(&["exec", "client", "wget", "-qO-", &url]).contains("hello")
+    });
     demo.run(&["exec", "client", "wget", "-qO-", &url]);
 
     say("kill -9 of the daemon; the pods go on, and the next daemon takes them over");
@@ -44,7 +57,9 @@ fn main() -> ExitCode {
     daemon.kill();
     daemon.restart();
     demo.run(&["ps"]);
-    wait_for("the log went on", Duration::from_secs(20), || demo.output(&["logs", "client"]).lines().count() > lines + 1);
+    wait_for("the log went on", Duration::from_secs(20), || {
+        demo.output(&["logs", "client"]).lines().count() > lines + 1
+    });
     demo.run(&["logs", "--tail", "3", "client"]);
     demo.run(&["exec", "client", "wget", "-qO-", &url]);
 

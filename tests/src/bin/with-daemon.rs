@@ -13,13 +13,16 @@ fn main() -> ExitCode {
     };
     let (own, rest) = (&args[..border], &args[border + 1..]);
     let more = match own {
-        [flag, folder] if flag == "--registry-config" => format!("[images]\nregistry_config_dirs = [\"{folder}\"]\n"),
+        [flag, folder] if flag == "--registry-config" => {
+            format!("[images]\nregistry_config_dirs = [\"{folder}\"]\n")
+        }
         _ => String::new(),
     };
     let Some((program, rest)) = rest.split_first() else { return ExitCode::from(2) };
     let mut daemon = Daemon::start_with(&more);
     let endpoint = daemon.endpoint();
-    let status = Command::new(program).args(rest.iter().map(|arg| arg.replace("{endpoint}", &endpoint))).status();
+    let status =
+        Command::new(program).args(rest.iter().map(|arg| arg.replace("{endpoint}", &endpoint))).status();
     daemon.stop();
     match status {
         Ok(status) => ExitCode::from(status.code().map_or(1, |code| code.clamp(0, 255) as u8)),

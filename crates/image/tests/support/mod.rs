@@ -100,7 +100,7 @@ impl Node {
                 return;
             }
             assert!(Instant::now() < deadline, "not flushed: {text}");
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            tokio::time::sleep(Duration::from_millis(5)).await; // between looks
         }
     }
 
@@ -109,7 +109,7 @@ impl Node {
         let deadline = Instant::now() + Duration::from_secs(15);
         while !self.content().is_empty() || !self.images.pull_progress().is_empty() {
             assert!(Instant::now() < deadline, "left behind: {:?}", self.content());
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            tokio::time::sleep(Duration::from_millis(5)).await; // between looks
         }
     }
 }

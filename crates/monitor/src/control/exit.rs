@@ -40,7 +40,9 @@ impl Control {
 
     fn container_ended(&mut self, reaped: Reaped) {
         let Some(pod) = &mut self.pod else { return };
-        let Some(at) = pod.containers.iter().position(|container| container.pid == reaped.pid) else { return };
+        let Some(at) = pod.containers.iter().position(|container| container.pid == reaped.pid) else {
+            return;
+        };
         pod.kill_processes(at);
         let oom = pod.oom_kills(at) > 0;
         let exit = Exit { code: reaped.code, signal: reaped.signal, oom, finished_at: now() };
@@ -48,8 +50,12 @@ impl Control {
         container.life = Life::Draining { exit };
         container.stdin = None;
         container.terminal = None;
-        let slot =
-            Slot { container: container.id, pid: container.pid, started_at: container.started_at, exit: Some(exit) };
+        let slot = Slot {
+            container: container.id,
+            pid: container.pid,
+            started_at: container.started_at,
+            exit: Some(exit),
+        };
         // Into memory that the file owns: it cannot be full. First of all, so that no death of ours loses it.
         let _ = pod.surroundings.exits.write(container.slot, &slot);
         pod.log.send(Command::Drain { key: container.slot });
@@ -77,7 +83,9 @@ impl Control {
                     continue;
                 }
             };
-            let Some(container) = pod.containers.iter_mut().find(|container| container.slot == key) else { continue };
+            let Some(container) = pod.containers.iter_mut().find(|container| container.slot == key) else {
+                continue;
+            };
             if let Life::Draining { exit } = container.life {
                 container.life = Life::Exited { exit };
                 let (container, started_at) = (container.id, container.started_at);
@@ -102,7 +110,9 @@ impl Control {
         match process::signal_by_pidfd(container.pidfd.as_fd(), signal) {
             Ok(()) => Answer::Done,
             // It has just ended; its exit is on the way.
-            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => Answer::Done,
+            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => {
+                Answer::Done
+            }
             Err(_) => Answer::Refused { why: Refusal::Kernel },
         }
     }
@@ -110,7 +120,9 @@ impl Control {
     pub(super) fn kill_exec(&mut self, operation: u64) -> Answer {
         let Some(pod) = &mut self.pod else { return Answer::Refused { why: Refusal::Order } };
         // One that has ended already was told of.
-        let Some(exec) = pod.execs.iter().find(|exec| exec.operation == operation) else { return Answer::Done };
+        let Some(exec) = pod.execs.iter().find(|exec| exec.operation == operation) else {
+            return Answer::Done;
+        };
         let (pid, id) = (exec.pid, exec.container);
         // Its children first: orphans would become the container's first process's, which may not reap.
         for process in pod.session(&id, pid) {
@@ -148,7 +160,9 @@ impl Control {
 
     pub(super) fn forget(&mut self, id: &Id) -> Answer {
         let Some(pod) = &mut self.pod else { return Answer::Refused { why: Refusal::Order } };
-        let Some(at) = pod.containers.iter().position(|container| container.id == *id) else { return Answer::Done };
+        let Some(at) = pod.containers.iter().position(|container| container.id == *id) else {
+            return Answer::Done;
+        };
         if pod.containers[at].is_live() {
             return Answer::Refused { why: Refusal::Order };
         }
@@ -187,7 +201,11 @@ impl Pod {
         let _ = bowline_launch::kill_all(root.as_fd(), path);
     }
 
-    fn folder<'a>(&'a self, container: &'a Container, hierarchy: Option<u8>) -> Option<(&'a OwnedFd, &'a CString)> {
+    fn folder<'a>(
+        &'a self,
+        container: &'a Container,
+        hierarchy: Option<u8>,
+    ) -> Option<(&'a OwnedFd, &'a CString)> {
         let root = self.surroundings.hierarchies.get(usize::from(hierarchy?))?;
         Some((root, container.cgroup(hierarchy)?))
     }
@@ -213,7 +231,9 @@ impl Pod {
         let all: Vec<(i32, i32, i32)> = text
             .lines()
             .filter_map(|line| line.trim().parse().ok())
-            .filter_map(|pid: i32| self.parent_and_session(pid).map(|(parent, session)| (pid, parent, session)))
+            .filter_map(|pid: i32| {
+                self.parent_and_session(pid).map(|(parent, session)| (pid, parent, session))
+            })
             .collect();
         let mut found = vec![leader];
         // Each round adds the children of those found; the list is finite and no process is added twice.
@@ -235,7 +255,12 @@ impl Pod {
     /// Fields 4 and 6 of /proc/PID/stat; the name before them may hold anything, so they are counted from its end.
     fn parent_and_session(&self, pid: i32) -> Option<(i32, i32)> {
         let path = CString::new(format!("{pid}/stat")).ok()?;
-        let file = rustix::fs::openat(&self.surroundings.procfs, &path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+        let file = rustix::fs::openat(
+            &self.surroundings.procfs,
+            &path,
+            OFlags::RDONLY | OFlags::CLOEXEC,
+            Mode::empty(),
+        );
         let mut buffer = [0u8; 1024];
         let len = rustix::io::read(&file.ok()?, &mut buffer).ok()?;
         let text = String::from_utf8_lossy(&buffer[..len]).into_owned();

@@ -61,7 +61,8 @@ impl Pod {
                 Ok(Some(init.pidfd.as_fd()))
             }
             Pids::Of { container } => {
-                let target = self.containers.iter().find(|known| known.id == *container).ok_or(Refusal::Unknown)?;
+                let target =
+                    self.containers.iter().find(|known| known.id == *container).ok_or(Refusal::Unknown)?;
                 if target.is_live() { Ok(Some(target.pidfd.as_fd())) } else { Err(Refusal::NotRunning) }
             }
         }
@@ -184,8 +185,12 @@ impl Control {
         let Some(pod) = &mut self.pod else { return };
         let container = &mut pod.containers[at];
         container.started_at = now();
-        let slot =
-            Slot { container: container.id, pid: container.pid, started_at: container.started_at, exit: None };
+        let slot = Slot {
+            container: container.id,
+            pid: container.pid,
+            started_at: container.started_at,
+            exit: None,
+        };
         // A slot that cannot be written is written again at the exit; the daemon hears of the start either way.
         let _ = pod.surroundings.exits.write(container.slot, &slot);
         let before = std::mem::replace(&mut container.life, Life::Running);
@@ -304,7 +309,12 @@ fn keep(
     if plan.terminal {
         container.log = log;
     } else {
-        pod.log.send(Command::Add { key: wish.slot, stdout: ends.stdout, stderr: Some(ends.stderr), file: log });
+        pod.log.send(Command::Add {
+            key: wish.slot,
+            stdout: ends.stdout,
+            stderr: Some(ends.stderr),
+            file: log,
+        });
     }
     pod.containers.push(container);
 }

@@ -24,7 +24,10 @@ impl Actor {
         }
         let key = (spec.name.clone(), spec.attempt);
         let taken = |id: &str| {
-            PodError::Exists(format!("container {id} is attempt {} of `{}` already, with another configuration", key.1, key.0))
+            PodError::Exists(format!(
+                "container {id} is attempt {} of `{}` already, with another configuration",
+                key.1, key.0
+            ))
         };
         if let Some(creating) = self.creating.get_mut(&key) {
             if *creating.spec != spec {
@@ -33,7 +36,8 @@ impl Actor {
             creating.waiting.push(reply);
             return Ok(());
         }
-        let same = self.containers.values().find(|known| known.spec.name == key.0 && known.spec.attempt == key.1);
+        let same =
+            self.containers.values().find(|known| known.spec.name == key.0 && known.spec.attempt == key.1);
         if let Some(known) = same {
             let id = known.record.id.clone();
             // The resources may have been updated since; they are no part of the identity.
@@ -211,7 +215,11 @@ impl Actor {
             let _ = reply.send(Err(PodError::NotFound { what: "container", id: id.to_string() }));
             return;
         };
-        if container.removal || !container.removing.is_empty() || self.stopping || self.record.life != PodLife::Ready {
+        if container.removal
+            || !container.removing.is_empty()
+            || self.stopping
+            || self.record.life != PodLife::Ready
+        {
             let _ = reply.send(Err(PodError::State(format!("container {id} or its pod is going away"))));
             return;
         }
@@ -247,8 +255,9 @@ impl Actor {
                     };
                     (exit, error)
                 };
-                let monitor = monitor
-                    .ok_or_else(|| failed(PodError::State("the pod's monitor is gone; the pod must be made anew".into())))?;
+                let monitor = monitor.ok_or_else(|| {
+                    failed(PodError::State("the pod's monitor is gone; the pod must be made anew".into()))
+                })?;
                 let compiled = match compiled {
                     Some(compiled) => compiled,
                     None => recompile(&shared, &record).await.map_err(failed)?,
@@ -368,7 +377,9 @@ impl Actor {
         let ready: Vec<ContainerId> = self
             .containers
             .iter()
-            .filter(|(_, container)| !container.removing.is_empty() && !container.removal && !container.life.is_live())
+            .filter(|(_, container)| {
+                !container.removing.is_empty() && !container.removal && !container.life.is_live()
+            })
             .map(|(id, _)| id.clone())
             .collect();
         for id in ready {
@@ -390,7 +401,10 @@ impl Actor {
                 if ran {
                     stop_pod::remove_cgroups(&shared, &record.cgroup)?;
                 }
-                shared.store.remove_container(&record.pod, &record.id).map_err(doing("remove the container's files"))?;
+                shared
+                    .store
+                    .remove_container(&record.pod, &record.id)
+                    .map_err(doing("remove the container's files"))?;
                 shared.images.release(&record.id.to_string());
                 shared.usage.forget(&record.id);
                 Ok(())
@@ -473,7 +487,12 @@ impl Actor {
         });
     }
 
-    pub(super) fn updated(&mut self, id: &ContainerId, result: Result<Resources, PodError>, reply: Reply<()>) {
+    pub(super) fn updated(
+        &mut self,
+        id: &ContainerId,
+        result: Result<Resources, PodError>,
+        reply: Reply<()>,
+    ) {
         let answer = match (result, self.containers.get_mut(id)) {
             (Ok(resources), Some(container)) => {
                 container.record.spec.resources = resources;
@@ -494,7 +513,8 @@ impl Actor {
 async fn recompile(shared: &Arc<Shared>, record: &ContainerRecord) -> Result<Arc<Compiled>, PodError> {
     let (shared, record) = (shared.clone(), record.clone());
     blocking("compile the launch plan", move || {
-        let stored = shared.store.read_config(&record.pod, &record.id).map_err(doing("read the container's spec"))?;
+        let stored =
+            shared.store.read_config(&record.pod, &record.id).map_err(doing("read the container's spec"))?;
         crate::create::compile(&shared, &record, &stored).map(Arc::new)
     })
     .await
@@ -530,7 +550,10 @@ async fn reopen(monitor: &Monitor, id: &ContainerId, path: String) -> Result<(),
         return Ok(());
     }
     let what = format!("open the log {path}");
-    let log = blocking("open a log", move || crate::start::open_log(std::path::Path::new(&path)).map_err(doing(what))).await?;
+    let log = blocking("open a log", move || {
+        crate::start::open_log(std::path::Path::new(&path)).map_err(doing(what))
+    })
+    .await?;
     let request = Request::ReopenLog { container: *id.as_bytes() };
     let answer = monitor.call(request, &[log.as_fd()]).await;
     match answer.map_err(doing("reopen the log"))?.0 {

@@ -37,7 +37,8 @@ impl Actor {
 
     /// Takes the pod down once nothing runs in it and nothing is being made; then removes it, if that is wanted.
     pub(super) fn go_on_stopping(&mut self) {
-        let quiet = self.creating.is_empty() && self.containers.values().all(|container| !container.life.is_live());
+        let quiet =
+            self.creating.is_empty() && self.containers.values().all(|container| !container.life.is_live());
         if !self.stopping || self.taking_down || !quiet {
             return;
         }
