@@ -25,7 +25,7 @@ pub fn for_build() -> Result<()> {
 /// Installs what running pods for tests and the demo needs.
 pub fn for_pods() -> Result<()> {
     let mut packages = Vec::new();
-    if !Path::new("/bin/busybox").exists() && !Path::new("/usr/bin/busybox").exists() {
+    if !["/bin/busybox", "/usr/bin/busybox"].iter().any(|path| is_static(Path::new(path))) {
         packages.push("busybox-static");
     }
     apt(&packages)?;
@@ -33,6 +33,11 @@ pub fn for_pods() -> Result<()> {
         bail!("running pods takes root: try `sudo -E cargo xtask ...`");
     }
     Ok(())
+}
+
+/// Whether a program needs no loader: one that names it is linked dynamically.
+fn is_static(program: &Path) -> bool {
+    std::fs::read(program).is_ok_and(|bytes| !bytes.windows(9).any(|window| window == b"/ld-linux"))
 }
 
 /// Whether the target is installed, by asking the compiler for one of its files.

@@ -45,6 +45,7 @@ pub(crate) async fn bring_up(
     id: &SandboxId,
     spec: &Arc<PodSpec>,
 ) -> Result<Up, (PodError, Option<PodRecord>)> {
+    let cgroup = cgroup_of(shared, id, spec);
     let record = PodRecord {
         version: VERSION,
         boot: shared.host.boot.clone(),
@@ -55,7 +56,8 @@ pub(crate) async fn bring_up(
         cleaned: false,
         network: None,
         monitor: 0,
-        cgroup: cgroup_of(shared, id, spec),
+        cgroup_made: missing_folders(shared, &cgroup),
+        cgroup,
     };
     match steps(shared, record.clone()).await {
         Ok(up) => Ok(up),
@@ -93,6 +95,21 @@ pub(crate) async fn undo(shared: &Arc<Shared>, mut record: PodRecord) -> Option<
 fn cgroup_of(shared: &Shared, id: &SandboxId, spec: &PodSpec) -> String {
     let parent = spec.cgroup_parent.trim_matches('/');
     if parent.is_empty() { format!("{}/{id}", shared.cgroup_root()) } else { parent.to_owned() }
+}
+
+/// How many folders at the end of a cgroup path are in no hierarchy yet: these go again with the pod.
+fn missing_folders(shared: &Shared, path: &str) -> u32 {
+    let there = |path: &str| {
+        let exists = |root| rustix::fs::statat(root, path, rustix::fs::AtFlags::empty()).is_ok();
+        shared.host.roots.iter().any(exists)
+    };
+    let mut rest = path;
+    let mut missing = 0;
+    while !rest.is_empty() && !there(rest) {
+        missing += 1;
+        rest = rest.rsplit_once('/').map_or("", |(parent, _)| parent);
+    }
+    missing
 }
 
 /// The hostname that the pod's processes see.

@@ -96,12 +96,19 @@ fn kill(shared: &Shared, unified: Option<usize>, name: &CString) {
     }
 }
 
-/// Removes the pod's own cgroup folder; a parent that the client named goes too if nothing else is in it and it was
-/// not there before us, which is so exactly when it is empty of groups and processes after our last container.
+/// Removes the pod's own cgroup folder. Of a parent that the client named, only what was not there before the pod goes,
+/// and only if nobody else has put something there since.
 fn remove_pod_cgroup(shared: &Shared, record: &PodRecord) -> Result<(), PodError> {
-    let own = record.spec.cgroup_parent.trim_matches('/').is_empty();
-    if own {
+    if record.spec.cgroup_parent.trim_matches('/').is_empty() {
         return remove_cgroups(shared, &record.cgroup);
+    }
+    let mut rest = record.cgroup.as_str();
+    for _ in 0..record.cgroup_made {
+        for root in &shared.host.roots {
+            // Busy: another pod's, or the client's own by now.
+            let _ = rustix::fs::unlinkat(root, rest, rustix::fs::AtFlags::REMOVEDIR);
+        }
+        rest = rest.rsplit_once('/').map_or("", |(parent, _)| parent);
     }
     Ok(())
 }

@@ -46,6 +46,9 @@ pub struct PodRecord {
     /// The cgroup folder of the pod, below the root of each hierarchy, without a leading slash.
     #[serde(default)]
     pub cgroup: String,
+    /// How many folders at the end of that path were not there before the pod.
+    #[serde(default)]
+    pub cgroup_made: u32,
 }
 
 /// What CNI gave.

@@ -13,6 +13,7 @@ fn pod(byte: u8) -> PodRecord {
         network: None,
         monitor: 0,
         cgroup: String::new(),
+        cgroup_made: 0,
     }
 }
 
