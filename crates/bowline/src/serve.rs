@@ -152,7 +152,10 @@ async fn serve(config: Config) -> Result<(), ServeError> {
     let socket = UnixListener::from_std(socket).map_err(ServeError::failed("listen"))?;
     tokio::spawn(watch_network(cni));
     // Only now: the layers of recovered containers are held again.
-    tokio::spawn(async move { images.collect().await });
+    // What an unreadable record refers to is not known, so nothing is reclaimed while there is one.
+    if pods.all_records_read() {
+        tokio::spawn(async move { images.collect().await });
+    }
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         root = %config.root.display(),

@@ -21,6 +21,9 @@ pub const SOCKET_NAME: &str = "monitor.sock";
 /// Name of the exits file in the pod's state folder.
 pub const EXITS_NAME: &str = "exits";
 
+/// Exit code of a container whose program never ran, with a start time of 0.
+pub const FAILED_START: i32 = 128;
+
 /// A container's id, as bytes.
 pub type Id = [u8; 32];
 

@@ -40,13 +40,15 @@ impl Peers {
         self.list.retain(|(known, _)| *known != id);
     }
 
-    /// Answers a request. A daemon that does not read loses its connection, and asks for the state when it comes back.
-    pub fn answer(&mut self, id: PeerId, operation: u64, answer: Answer, descriptors: &[BorrowedFd<'_>]) {
+    /// Answers a request; false if nobody hears it. A daemon that does not read loses its connection, and asks for the
+    /// state when it comes back.
+    pub fn answer(&mut self, id: PeerId, operation: u64, answer: Answer, descriptors: &[BorrowedFd<'_>]) -> bool {
         let bytes = encode(&Message::Reply { operation, answer });
         let sent = self.socket(id).map(|socket| bowline_linux::message::send(socket, &bytes, descriptors));
         if matches!(sent, Some(Err(_))) {
             self.remove(id);
         }
+        matches!(sent, Some(Ok(())))
     }
 
     /// Tells everyone.

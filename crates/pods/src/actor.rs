@@ -313,8 +313,14 @@ impl Actor {
         match heard {
             Some(Heard::Event(proto::Event::ContainerExited { container, started_at, exit })) => {
                 let id = ContainerId::from_bytes(container);
-                let exit =
-                    Exit { code: exit.code, oom: exit.oom, finished_at: exit.finished_at, ..Exit::default() };
+                let never_ran = started_at == 0 && exit.code == proto::FAILED_START;
+                let exit = Exit {
+                    code: exit.code,
+                    oom: exit.oom,
+                    finished_at: exit.finished_at,
+                    reason: never_ran.then_some("StartError"),
+                    ..Exit::default()
+                };
                 self.happen(&id, Event::Ended { started_at, exit });
             }
             Some(Heard::Event(_)) => {}

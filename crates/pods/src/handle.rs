@@ -100,6 +100,11 @@ impl Pods {
         &self.0.images
     }
 
+    /// Whether every record could be read. If not, nothing that an unread one may refer to may be reclaimed.
+    pub fn all_records_read(&self) -> bool {
+        !self.0.unreadable.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
     /// The network.
     pub fn cni(&self) -> &Arc<Cni> {
         &self.0.cni

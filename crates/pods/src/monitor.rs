@@ -44,29 +44,44 @@ fn io_error(doing: &'static str) -> impl FnOnce(io::Error) -> MonitorError {
 /// The program, copied into sealed memory once: a pod's monitor goes on with it whatever becomes of the file, and no
 /// container can reach a file of the host through it (CVE-2019-5736).
 pub struct Program {
-    memory: OwnedFd,
+    memory: Option<OwnedFd>,
+    path: PathBuf,
 }
 
 impl Program {
     /// Reads the program at `path`.
+    ///
+    /// A host may forbid memory files that can be run (`vm.memfd_noexec` 2, Linux 6.3); then the file itself is run.
     pub fn load(path: &std::path::Path) -> io::Result<Program> {
         let bytes = std::fs::read(path)?;
-        let memory =
-            rustix::fs::memfd_create("bowline-monitor", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
-        let mut written = 0;
-        while written < bytes.len() {
-            written += rustix::io::write(&memory, &bytes[written..])?;
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let memory = match rustix::fs::memfd_create("bowline-monitor", flags | MemfdFlags::EXEC) {
+            // Before 6.3 there is no such flag, and every memory file can be run.
+            Err(rustix::io::Errno::INVAL) => Some(rustix::fs::memfd_create("bowline-monitor", flags)?),
+            Err(rustix::io::Errno::ACCESS) => None,
+            other => Some(other?),
+        };
+        if let Some(memory) = &memory {
+            let mut written = 0;
+            while written < bytes.len() {
+                written += rustix::io::write(memory, &bytes[written..])?;
+            }
+            let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
+            rustix::fs::fcntl_add_seals(memory, seals)?;
+        } else {
+            tracing::warn!("this host forbids executable memory files (vm.memfd_noexec); monitors run from {}", path.display());
         }
-        let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
-        rustix::fs::fcntl_add_seals(&memory, seals)?;
-        Ok(Program { memory })
+        Ok(Program { memory, path: path.to_owned() })
     }
 
     /// Starts a monitor; it has the other end of the socket as standard input.
     pub fn start(&self, sandbox: &str) -> Result<(Child, OwnedFd), MonitorError> {
         use std::os::fd::AsRawFd as _;
         let (ours, theirs) = message::pair().map_err(io_error("open a channel to"))?;
-        let path = PathBuf::from(format!("/proc/self/fd/{}", self.memory.as_raw_fd()));
+        let path = match &self.memory {
+            Some(memory) => PathBuf::from(format!("/proc/self/fd/{}", memory.as_raw_fd())),
+            None => self.path.clone(),
+        };
         let child = Command::new(path)
             .arg0("bowline-monitor")
             .arg(sandbox)

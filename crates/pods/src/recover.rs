@@ -32,6 +32,7 @@ pub(crate) async fn recover(shared: &Arc<Shared>) -> Result<(), PodError> {
     for bad in &loaded.bad {
         tracing::error!(error = %crate::chain(bad), "a record cannot be read; what it stands for is left alone");
     }
+    shared.unreadable.store(!loaded.bad.is_empty(), std::sync::atomic::Ordering::Relaxed);
     let mut pods = JoinSet::new();
     for (record, containers) in loaded.pods {
         shared.seen_created(record.created_at);

@@ -39,6 +39,8 @@ pub(crate) struct Shared {
     pub usage: Usage,
     /// Wakes the reaper of links.
     pub dying_links: Notify,
+    /// Some record could not be read: what it may refer to is kept.
+    pub unreadable: std::sync::atomic::AtomicBool,
     last_created: AtomicI64,
 }
 
@@ -79,6 +81,7 @@ impl Shared {
             actors: Mutex::default(),
             usage: Usage::default(),
             dying_links: Notify::new(),
+            unreadable: std::sync::atomic::AtomicBool::new(false),
             last_created: AtomicI64::new(0),
         }
     }

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use bowline_launch::{Launched, Launcher, Report, Request as LaunchRequest};
 use bowline_launch_plan::{LaunchPlan, MAX_LEN};
 use bowline_monitor_proto::slot::Slot;
-use bowline_monitor_proto::{Answer, Exec as ExecWish, Id, Launch, Pids, Refusal};
+use bowline_monitor_proto::{Answer, Event, Exec as ExecWish, Exit, FAILED_START, Id, Launch, Pids, Refusal};
 use rustix::event::epoll::{self, EventFlags};
 
 use super::{Control, Pod, Token, failed_early, pipe};
@@ -202,15 +202,21 @@ impl Control {
         }
     }
 
-    /// The child never became the program: it ends by itself, and is forgotten.
+    /// The child never became the program: it ends by itself, and is forgotten. A daemon that asked is answered; if the
+    /// one that asked is gone, whoever took over hears of an end instead.
     fn container_failed(&mut self, at: usize, answer: Answer) {
         let Some(pod) = &mut self.pod else { return };
         let container = pod.containers.swap_remove(at);
         pod.log.send(Command::Remove { key: container.slot });
+        let mut heard = false;
         if let Life::Launching { waiting, .. } = container.life {
             for waiting in waiting {
-                self.peers.answer(waiting.peer, waiting.operation, answer.clone(), &[]);
+                heard |= self.peers.answer(waiting.peer, waiting.operation, answer.clone(), &[]);
             }
+        }
+        if !heard {
+            let exit = Exit { code: FAILED_START, signal: 0, oom: false, finished_at: now() };
+            self.peers.tell(Event::ContainerExited { container: container.id, started_at: 0, exit });
         }
     }
 

@@ -393,6 +393,8 @@ impl Actor {
         let ran = !matches!(container.life, Life::Created);
         let (shared, monitor) = (self.shared.clone(), self.monitor.clone());
         let (record, id) = (container.record.clone(), id.clone());
+        let (images, image) = (self.shared.images.clone(), record.image.id.clone());
+        let all_read = !self.shared.unreadable.load(std::sync::atomic::Ordering::Relaxed);
         self.tasks.spawn(async move {
             if let Some(monitor) = monitor.filter(|_| ran) {
                 let _ = monitor.call(Request::Forget { container: *id.as_bytes() }, &[]).await;
@@ -409,7 +411,12 @@ impl Actor {
                 shared.usage.forget(&record.id);
                 Ok(())
             });
-            Done::Removed { id, result: result.await }
+            let result = result.await;
+            // The last use of an image that was removed meanwhile: its layers can go.
+            if result.is_ok() && images.resolve(&image).is_none() && all_read {
+                images.collect().await;
+            }
+            Done::Removed { id, result }
         });
     }
 
