@@ -29,6 +29,7 @@ pub(crate) fn create(store: &Store, wish: &CreateArgs) -> Result<()> {
 
 /// Makes a container; its process is our child.
 pub(crate) fn make(store: &Store, wish: &CreateArgs) -> Result<OwnedFd> {
+    store::check_id(&wish.id)?;
     let bundle = Bundle::load(&wish.bundle)?;
     let console = console(&bundle, wish.console_socket.as_deref())?;
     let hierarchies = Hierarchies::discover()?;
@@ -36,8 +37,14 @@ pub(crate) fn make(store: &Store, wish: &CreateArgs) -> Result<OwnedFd> {
     for note in &compiled.notes {
         eprintln!("bowline oci: warning: {note}");
     }
-    let groups = Groups::look(&hierarchies, &compiled.plan.cgroups)?;
     let (folder, _locked) = store.make(&wish.id)?;
+    let groups = match Groups::look(&hierarchies, &compiled.plan.cgroups) {
+        Ok(groups) => groups,
+        Err(error) => {
+            folder.remove()?;
+            return Err(error);
+        }
+    };
     let mut making = Making { wish, bundle, compiled, hierarchies, groups, folder, child: None, record: None };
     match making.go(console.as_ref()) {
         Ok(child) => Ok(child.pidfd),

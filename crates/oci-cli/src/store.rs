@@ -132,9 +132,8 @@ impl Store {
         Store { root }
     }
 
-    /// Makes the folder of a new container.
+    /// Makes the folder of a new container, whose name has been checked.
     pub(crate) fn make(&self, id: &str) -> Result<(Folder, Locked)> {
-        check_id(id)?;
         let root = std::path::absolute(&self.root)?;
         let builder = |recursive| {
             let mut builder = DirBuilder::new();
@@ -205,7 +204,7 @@ fn unfinished(id: &str) -> String {
 }
 
 /// A name is one part of a path and nothing else.
-fn check_id(id: &str) -> Result<()> {
+pub(crate) fn check_id(id: &str) -> Result<()> {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_+.-".contains(&byte);
     if id.is_empty() || id.len() > 255 || id == "." || id == ".." || !id.bytes().all(allowed) {
         bail!("container ID {id:?}: 1 to 255 of A-Z a-z 0-9 _ + . - make a name");
