@@ -35,7 +35,8 @@ impl Bundle {
         if let Some(list) = &spec.hooks {
             hooks::check(list)?;
         }
-        let root = spec.root.as_ref().filter(|root| !root.path.is_empty()).context("root.path: is missing")?;
+        let root =
+            spec.root.as_ref().filter(|root| !root.path.is_empty()).context("root.path: is missing")?;
         let rootfs = path.join(&root.path);
         let rootfs = fs::canonicalize(&rootfs).with_context(|| format!("root.path: {}", rootfs.display()))?;
         if !rootfs.is_dir() {
@@ -98,7 +99,11 @@ pub(crate) fn native_arch() -> Result<Arch> {
 fn check_version(version: &str) -> Result<()> {
     let mut parts = version.split(['.', '-', '+']);
     match (parts.next(), parts.next(), parts.next()) {
-        (Some("1"), Some(minor), Some(patch)) if minor.parse::<u32>().is_ok() && patch.parse::<u32>().is_ok() => Ok(()),
+        (Some("1"), Some(minor), Some(patch))
+            if minor.parse::<u32>().is_ok() && patch.parse::<u32>().is_ok() =>
+        {
+            Ok(())
+        }
         _ if version.is_empty() => bail!("ociVersion: is missing"),
         _ => bail!("ociVersion: {version:?} is not supported; 1.x.y is"),
     }
@@ -123,7 +128,8 @@ fn find_sources(spec: &mut Spec, bundle: &Path) -> Result<()> {
         if let Err(error) = fs::metadata(&source) {
             return Err(error).with_context(|| format!("mounts[{index}].source: {}", source.display()));
         }
-        mount.source = source.to_str().with_context(|| format!("mounts[{index}].source: is not UTF-8"))?.to_owned();
+        mount.source =
+            source.to_str().with_context(|| format!("mounts[{index}].source: is not UTF-8"))?.to_owned();
     }
     Ok(())
 }

@@ -45,7 +45,8 @@ pub(crate) fn make(store: &Store, wish: &CreateArgs) -> Result<OwnedFd> {
             return Err(error);
         }
     };
-    let mut making = Making { wish, bundle, compiled, hierarchies, groups, folder, child: None, record: None };
+    let mut making =
+        Making { wish, bundle, compiled, hierarchies, groups, folder, child: None, record: None };
     match making.go(console.as_ref()) {
         Ok(child) => Ok(child.pidfd),
         Err(error) => {
@@ -107,7 +108,8 @@ impl Making<'_> {
     fn launch(&mut self) -> Result<Launched> {
         let mut descriptors = bundle::open_all(&self.compiled.descriptors)?;
         let gate = rustix::fs::open(self.folder.fifo(), OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
-        self.compiled.plan.hold = Some(u16::try_from(descriptors.len()).context("mounts: too many descriptors")?);
+        self.compiled.plan.hold =
+            Some(u16::try_from(descriptors.len()).context("mounts: too many descriptors")?);
         descriptors.push(gate.context("open the FIFO")?);
         // A PID namespace is entered by being born in it.
         let is_pids = |descriptor: &Descriptor| matches!(descriptor, Descriptor::Namespace { flag, .. } if *flag == ns::PID);

@@ -4,8 +4,8 @@ use std::ffi::CString;
 use std::os::fd::AsFd as _;
 
 use anyhow::{Context as _, Result, bail};
-use bowline_launch::Report;
-use bowline_launch_plan::Credentials;
+use bowline_launch::{Launched, Report};
+use bowline_launch_plan::{Credentials, LaunchPlan};
 use bowline_plan::{ExecRequest, ExecUser, exec_plan};
 
 use crate::args::ExecArgs;
@@ -38,17 +38,26 @@ pub(crate) fn exec(store: &Store, wish: &ExecArgs) -> Result<u8> {
     let signals = if wish.detach { None } else { Some(Signals::catch()?) };
     let door = [live.pidfd];
     let launched = launching::start(&folder, &hierarchies, &plan, &door, Some(door[0].as_fd()))?;
-    loop {
-        match launched.report().context("hear from the process")? {
-            Report::Running => break,
-            Report::Failed(failure) => return Err(launching::failed(&plan, failure)),
-            Report::Console(_) | Report::Held => {}
-        }
+    if let Err(error) = hear(&launched, &plan) {
+        // Not left to whoever adopts it: until it is taken, it keeps the container's PID namespace from ending.
+        wait::reap(&launched.process.pidfd)?;
+        return Err(error);
     }
     store::write_pid(wish.pid_file.as_deref(), launched.process.pid).context("--pid-file")?;
     match signals {
         Some(signals) => wait::follow(&launched.process.pidfd, &signals),
         None => Ok(0),
+    }
+}
+
+/// Hears that the program runs, or why the process is about to end.
+fn hear(launched: &Launched, plan: &LaunchPlan) -> Result<()> {
+    loop {
+        match launched.report().context("hear from the process")? {
+            Report::Running => return Ok(()),
+            Report::Failed(failure) => return Err(launching::failed(plan, failure)),
+            Report::Console(_) | Report::Held => {}
+        }
     }
 }
 

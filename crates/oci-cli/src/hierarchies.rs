@@ -46,7 +46,8 @@ impl Hierarchies {
 
     /// In the order of a layout from before, which a container's plan counts by.
     pub(crate) fn ordered_as(self, before: &CgroupLayout) -> Result<Hierarchies> {
-        let mut found: Vec<(Hierarchy, OwnedFd)> = self.layout.hierarchies.into_iter().zip(self.roots).collect();
+        let mut found: Vec<(Hierarchy, OwnedFd)> =
+            self.layout.hierarchies.into_iter().zip(self.roots).collect();
         let mut ordered = Hierarchies { layout: before.clone(), roots: Vec::new() };
         for wanted in &before.hierarchies {
             let at = found.iter().position(|(hierarchy, _)| is_same(hierarchy, wanted));
@@ -109,7 +110,8 @@ fn mounted() -> Result<Vec<Mounted>> {
 /// The names of all controllers of this kernel.
 fn controllers() -> Result<Vec<String>> {
     let text = fs::read_to_string("/proc/cgroups").context("read /proc/cgroups")?;
-    let names = text.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.split_whitespace().next());
+    let names =
+        text.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.split_whitespace().next());
     Ok(names.map(str::to_owned).collect())
 }
 

@@ -16,7 +16,9 @@ const UNLIMITED: Option<i64> = None;
 
 /// Refuses, before anything is made, what could not be run later.
 pub(crate) fn check(hooks: &Hooks) -> Result<()> {
-    for (kind, list) in [("createContainer", &hooks.create_container), ("startContainer", &hooks.start_container)] {
+    for (kind, list) in
+        [("createContainer", &hooks.create_container), ("startContainer", &hooks.start_container)]
+    {
         if !list.is_empty() {
             bail!("hooks.{kind} is not supported: hooks run in the host's namespaces only");
         }

@@ -35,12 +35,19 @@ fn table(states: &[State<'_>]) -> String {
     rows.extend(states.iter().map(|state| {
         let pid = state.pid.filter(|_| state.status != Status::Stopped).unwrap_or_default();
         let bundle = state.bundle.display().to_string();
-        [state.id.to_owned(), pid.to_string(), state.status.word().to_owned(), bundle, state.created.to_owned()]
+        [
+            state.id.to_owned(),
+            pid.to_string(),
+            state.status.word().to_owned(),
+            bundle,
+            state.created.to_owned(),
+        ]
     }));
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or_default();
     let widths = [0, 1, 2, 3].map(width);
     let line = |row: &[String; 5]| {
-        let padded = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}  ")).collect::<String>();
+        let padded =
+            row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}  ")).collect::<String>();
         format!("{padded}{}\n", row[4])
     };
     rows.iter().map(line).collect()

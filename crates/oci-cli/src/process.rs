@@ -62,8 +62,7 @@ pub(crate) fn open(pid: i32) -> Result<Option<OwnedFd>> {
 
 /// Waits for the end of a process, at most this many milliseconds (`None`: for ever); false if it goes on.
 pub(crate) fn ended(pidfd: &OwnedFd, milliseconds: Option<i64>) -> Result<bool> {
-    let timeout =
-        milliseconds.map(|ms| Timespec { tv_sec: ms / 1000, tv_nsec: (ms % 1000) * 1_000_000 });
+    let timeout = milliseconds.map(|ms| Timespec { tv_sec: ms / 1000, tv_nsec: (ms % 1000) * 1_000_000 });
     let mut poll = [PollFd::new(pidfd, PollFlags::IN)];
     loop {
         match rustix::event::poll(&mut poll, timeout.as_ref()) {
@@ -97,7 +96,8 @@ struct Stat {
 fn stat(pid: i32) -> io::Result<Stat> {
     let text = fs::read(format!("/proc/{pid}/stat"))?;
     let text = String::from_utf8_lossy(&text);
-    let fields: Vec<&str> = text.rsplit_once(')').map(|(_, rest)| rest.split_whitespace().collect()).unwrap_or_default();
+    let fields: Vec<&str> =
+        text.rsplit_once(')').map(|(_, rest)| rest.split_whitespace().collect()).unwrap_or_default();
     let number = |field: usize| fields.get(field - 3).and_then(|field| field.parse().ok());
     match (number(9), number(22)) {
         (Some(flags), Some(start_time)) => Ok(Stat { flags, start_time }),

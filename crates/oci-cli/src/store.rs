@@ -143,7 +143,9 @@ impl Store {
         builder(true).create(&root).with_context(|| format!("make {}", root.display()))?;
         let folder = Folder { path: root.join(id) };
         match builder(false).create(&folder.path) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => bail!("container {id} is there already"),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                bail!("container {id} is there already")
+            }
             made => made.with_context(|| format!("make {}", folder.path.display()))?,
         }
         let inside = || {
@@ -225,7 +227,8 @@ impl Folder {
 
     pub(crate) fn lock(&self) -> Result<Locked> {
         let mut options = OpenOptions::new();
-        let file = options.write(true).create(true).truncate(false).mode(0o600).open(self.path.join("lock"))?;
+        let file =
+            options.write(true).create(true).truncate(false).mode(0o600).open(self.path.join("lock"))?;
         fcntl_lock(&file, FlockOperation::LockExclusive)?;
         Ok(Locked { _file: file })
     }
@@ -233,7 +236,9 @@ impl Folder {
     pub(crate) fn record(&self) -> Result<Option<Record>> {
         let path = self.path.join("state.json");
         match fs::read(&path) {
-            Err(error) if [io::ErrorKind::NotFound, io::ErrorKind::NotADirectory].contains(&error.kind()) => Ok(None),
+            Err(error) if [io::ErrorKind::NotFound, io::ErrorKind::NotADirectory].contains(&error.kind()) => {
+                Ok(None)
+            }
             text => {
                 let text = text.with_context(|| format!("read {}", path.display()))?;
                 let record = serde_json::from_slice(&text);
@@ -249,7 +254,8 @@ impl Folder {
     pub(crate) fn plan(&self) -> Result<LaunchPlan> {
         let path = self.path.join("plan");
         let bytes = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
-        LaunchPlan::decode(&bytes).map_err(|error| anyhow::anyhow!("{} makes no sense: {error:?}", path.display()))
+        LaunchPlan::decode(&bytes)
+            .map_err(|error| anyhow::anyhow!("{} makes no sense: {error:?}", path.display()))
     }
 
     pub(crate) fn write_plan(&self, plan: &LaunchPlan) -> Result<()> {

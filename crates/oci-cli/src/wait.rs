@@ -60,7 +60,8 @@ pub(crate) fn follow(pidfd: &OwnedFd, signals: &Signals) -> Result<u8> {
 
 /// Takes a child that has ended.
 pub(crate) fn reap(pidfd: &OwnedFd) -> Result<u8> {
-    let status = waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED).context("wait for the process")?;
+    let status =
+        waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED).context("wait for the process")?;
     let status = status.context("the process has not ended")?;
     let code = match (status.exit_status(), status.terminating_signal()) {
         (Some(code), _) => code,

@@ -4,8 +4,10 @@
 
 mod support;
 
-use std::fs;
-use std::io::{BufRead as _, BufReader};
+use std::fs::{self, File};
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::fd::AsFd as _;
+use std::os::unix::net::UnixListener;
 use std::process::{ExitCode, Stdio};
 
 use clap::{Args as _, FromArgMatches as _};
@@ -18,7 +20,7 @@ fn main() -> ExitCode {
         let args = bowline_oci_cli::OciArgs::from_arg_matches(&command.get_matches()).unwrap();
         return bowline_oci_cli::run(args);
     }
-    let tests: [(&str, fn()); 11] = [
+    let tests: [(&str, fn()); 13] = [
         ("a_whole_life", a_whole_life),
         ("exec_takes_user_environment_and_folder", exec_takes_user_environment_and_folder),
         ("run_ends_as_its_program", run_ends_as_its_program),
@@ -29,6 +31,8 @@ fn main() -> ExitCode {
         ("hooks_run_in_order_with_the_state", hooks_run_in_order_with_the_state),
         ("a_failing_hook_undoes_the_container", a_failing_hook_undoes_the_container),
         ("a_reused_number_is_never_signalled", a_reused_number_is_never_signalled),
+        ("namespaces_of_others_are_joined", namespaces_of_others_are_joined),
+        ("a_terminal_goes_to_its_socket", a_terminal_goes_to_its_socket),
         ("names_lists_and_features", names_lists_and_features),
     ];
     let wanted: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
@@ -66,7 +70,10 @@ fn a_whole_life() {
     assert_eq!(place.state("c1")["status"], "running");
     assert_eq!(place.state("c1")["pid"], pid);
     place.fails(&["start", "c1"], "is running");
-    assert_eq!(place.output(&["exec", "c1", "sh", "-c", "cat /ran; hostname; echo $$ > /dev/null"]), "ran\nbox\n");
+    assert_eq!(
+        place.output(&["exec", "c1", "sh", "-c", "cat /ran; hostname; echo $$ > /dev/null"]),
+        "ran\nbox\n"
+    );
     assert_eq!(place.command(&["exec", "c1", "sh", "-c", "exit 7"]).status().unwrap().code(), Some(7));
     assert_eq!(place.command(&["exec", "c1", "sh", "-c", "kill -9 $$"]).status().unwrap().code(), Some(137));
     place.fails(&["exec", "c1", "no-such-program"], "no-such-program");
@@ -91,7 +98,8 @@ fn exec_takes_user_environment_and_folder() {
     place.ok(&["create", "--bundle", &place.bundle_path(), "c1"]);
     place.ok(&["start", "c1"]);
     let script = "id -u; id -g; pwd; echo $A $B; cat /proc/self/cgroup | grep -c bowline";
-    let args = ["exec", "--user", "12:34", "--cwd", "/bin", "-e", "A=x", "--env", "B=y", "c1", "sh", "-c", script];
+    let args =
+        ["exec", "--user", "12:34", "--cwd", "/bin", "-e", "A=x", "--env", "B=y", "c1", "sh", "-c", script];
     let output = place.output(&args);
     assert!(output.starts_with("12\n34\n/bin\nx y\n") && !output.ends_with("\n0\n"), "{output}");
     place.fails(&["exec", "--tty", "c1", "true"], "--tty");
@@ -158,7 +166,9 @@ fn bad_bundles_name_the_field_and_leave_nothing() {
         ("/x", |spec| spec["mounts"] = json!([{"destination": "/x", "type": "nofs", "source": "nofs"}])),
         ("hooks.startContainer", |spec| spec["hooks"] = json!({"startContainer": [{"path": "/bin/true"}]})),
         ("hooks.poststop[0].path", |spec| spec["hooks"] = json!({"poststop": [{"path": "true"}]})),
-        ("linux.namespaces[0]", |spec| spec["linux"]["namespaces"] = json!([{"type": "user"}, {"type": "mount"}])),
+        ("linux.namespaces[0]", |spec| {
+            spec["linux"]["namespaces"] = json!([{"type": "user"}, {"type": "mount"}])
+        }),
         ("linux.namespaces: open /nowhere", |spec| {
             spec["linux"]["namespaces"] = json!([{"type": "mount"}, {"type": "network", "path": "/nowhere"}]);
             spec.as_object_mut().unwrap().remove("hostname");
@@ -203,7 +213,8 @@ fn cgroups_have_the_limits_and_go() {
     let limit = groups.iter().find_map(|group| fs::read_to_string(group.join("below/c1/pids.max")).ok());
     assert_eq!(limit.as_deref(), Some("77\n"));
     let pid = place.state("c1")["pid"].to_string();
-    let member = |group: &std::path::PathBuf| fs::read_to_string(group.join("below/c1/cgroup.procs")).unwrap();
+    let member =
+        |group: &std::path::PathBuf| fs::read_to_string(group.join("below/c1/cgroup.procs")).unwrap();
     assert!(groups.iter().all(|group| member(group).trim() == pid));
     // The second one is refused: the group is taken.
     place.fails(&["create", "--bundle", &place.bundle_path(), "c2"], "linux.cgroupsPath");
@@ -285,6 +296,60 @@ fn a_reused_number_is_never_signalled() {
     place.fails(&["kill", "c1", "KILL"], "is stopped");
     fs::write(&file, text).unwrap();
     assert_eq!(place.state("c1")["status"], "running");
+    place.ok(&["delete", "--force", "c1"]);
+    place.nothing_left();
+}
+
+fn namespaces_of_others_are_joined() {
+    let place = Place::new("join");
+    place.bundle(|spec| spec["process"]["args"] = json!(["sleep", "1000"]));
+    place.ok(&["create", "--bundle", &place.bundle_path(), "c1"]);
+    place.ok(&["start", "c1"]);
+    let pid = place.state("c1")["pid"].as_i64().unwrap();
+    let of = |kind: &str| format!("/proc/{pid}/ns/{kind}");
+    place.bundle(|spec| {
+        spec["process"]["args"] =
+            json!(["sh", "-c", "cd /proc/self/ns; for n in pid net uts; do busybox readlink $n; done"]);
+        spec["linux"]["namespaces"] = json!([
+            {"type": "mount"}, {"type": "pid", "path": of("pid")}, {"type": "network", "path": of("net")},
+            {"type": "uts", "path": of("uts")},
+        ]);
+    });
+    let output = place.output(&["run", "--bundle", &place.bundle_path(), "c2"]);
+    let links =
+        ["pid", "net", "uts"].map(|kind| fs::read_link(of(kind)).unwrap().display().to_string() + "\n");
+    assert_eq!(output, links.concat());
+    assert_eq!(place.state("c1")["status"], "running");
+    place.ok(&["delete", "--force", "c1"]);
+    place.nothing_left();
+}
+
+fn a_terminal_goes_to_its_socket() {
+    let place = Place::new("terminal");
+    place.bundle(|spec| {
+        spec["process"]["args"] = json!(["sh", "-c", "read line && test -t 0 && echo got $line; read line"]);
+        spec["process"]["terminal"] = json!(true);
+        let pts = json!({
+            "destination": "/dev/pts", "type": "devpts", "source": "devpts",
+            "options": ["newinstance", "ptmxmode=0666", "mode=0620"],
+        });
+        spec["mounts"].as_array_mut().unwrap().push(pts);
+    });
+    place.fails(&["create", "--bundle", &place.bundle_path(), "c1"], "needs --console-socket");
+    let socket = place.path("console");
+    place.fails(
+        &["create", "--bundle", &place.bundle_path(), "--console-socket", &socket, "c1"],
+        "connect to",
+    );
+    let listener = UnixListener::bind(&socket).unwrap();
+    place.ok(&["create", "--bundle", &place.bundle_path(), "--console-socket", &socket, "c1"]);
+    let (stream, _) = listener.accept().unwrap();
+    let (_, mut sent) = bowline_linux::message::receive(stream.as_fd(), &mut [0u8; 64]).unwrap();
+    let mut terminal = File::from(sent.pop().unwrap());
+    place.ok(&["start", "c1"]);
+    terminal.write_all(b"word\n").unwrap();
+    let lines = BufReader::new(terminal.try_clone().unwrap()).lines();
+    assert!(lines.map_while(Result::ok).any(|line| line == "got word"));
     place.ok(&["delete", "--force", "c1"]);
     place.nothing_left();
 }

@@ -33,7 +33,8 @@ pub fn stopped(pid: i64) {
 pub fn groups_below(name: &str) -> Vec<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
     let roots = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
-    let roots = roots.filter(|fields| fields[2].starts_with("cgroup")).map(|fields| Path::new(fields[1]).join(name));
+    let roots =
+        roots.filter(|fields| fields[2].starts_with("cgroup")).map(|fields| Path::new(fields[1]).join(name));
     roots.filter(|path| path.is_dir()).collect()
 }
 
