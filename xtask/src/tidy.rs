@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::build::root;
 
 /// Crates and their ranks: a crate may use only crates of a lower rank (ARCHITECTURE.md).
-const RANKS: [(&str, u32); 20] = [
+const RANKS: [(&str, u32); 21] = [
     ("linux", 0),
     ("model", 0),
     ("cri-proto", 0),
@@ -26,6 +26,7 @@ const RANKS: [(&str, u32); 20] = [
     ("streaming", 4),
     ("cri", 5),
     ("cli", 6),
+    ("oci-cli", 6),
     ("check", 6),
     ("bowline", 7),
     ("check-helper", 7),

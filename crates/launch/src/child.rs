@@ -89,7 +89,9 @@ fn finish(prepared: &Prepared<'_>) -> Outcome {
     credentials::take(plan)?;
     let entered = if entered == Err(Errno::ACCESS) { work_in(&plan.cwd) } else { entered };
     entered.map_err(at(Stage::WorkingDirectory, 0))?;
-    die_with_launcher(prepared)?;
+    if prepared.launcher.tie_to_launcher {
+        die_with_launcher(prepared)?;
+    }
     let late = plan.seccomp.as_ref().filter(|_| plan.credentials.no_new_privs);
     process::close_on_exec_from(3).map_err(io_at(Stage::Exec, 0))?;
     if let Some(filter) = late {
@@ -208,6 +210,7 @@ fn work_in(path: &CStr) -> Result<(), Errno> {
 
 fn hold(prepared: &Prepared<'_>) -> Outcome {
     let Some(fd) = prepared.request.plan.hold else { return Ok(()) };
+    report::send_held(prepared.sync).map_err(io_at(Stage::Hold, 1))?;
     let mut byte = [0u8; 1];
     let gate = &prepared.request.descriptors[usize::from(fd)];
     match rustix::io::read(gate, &mut byte) {

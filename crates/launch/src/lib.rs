@@ -10,7 +10,7 @@
 //!                                 pivot_root
 //!                                 terminal, working directory
 //!   <------------- Console(fd) -- (terminal only)
-//!                                 hold, if asked
+//!   <------------- Held --------- hold, if asked
 //!                                 limits, credentials, seccomp
 //!   <---- Failed(stage) or EOF -- execve
 //! ```
@@ -50,6 +50,9 @@ pub struct Launcher<'a> {
     pub mount_point: &'a CStr,
     /// The launcher's mounts are shared with others, so that the child must cut itself off first.
     pub shared_mounts: bool,
+    /// The process dies with the launcher. Untied, it outlives it: whoever ends its hold later takes the launcher's end
+    /// of the sync socket from the child, which keeps a copy under the same number until `execve` (`pidfd_getfd`).
+    pub tie_to_launcher: bool,
 }
 
 /// One process to launch.

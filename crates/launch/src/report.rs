@@ -111,12 +111,15 @@ pub enum Report {
     Running,
     /// The controlling end of its terminal.
     Console(OwnedFd),
+    /// It waits at the hold point of its plan.
+    Held,
     /// It will end, for this reason.
     Failed(Failure),
 }
 
 const FAILED: u8 = 1;
 const CONSOLE: u8 = 2;
+const HELD: u8 = 3;
 
 /// Tells of a failure. There is nobody left to tell if this fails too.
 pub(crate) fn send_failure(sync: BorrowedFd<'_>, failure: Failure) {
@@ -131,6 +134,11 @@ pub(crate) fn send_console(sync: BorrowedFd<'_>, master: BorrowedFd<'_>) -> io::
     bowline_linux::message::send(sync, &[CONSOLE], &[master.as_fd()])
 }
 
+/// Tells that everything up to the hold point is done.
+pub(crate) fn send_held(sync: BorrowedFd<'_>) -> io::Result<()> {
+    bowline_linux::message::send(sync, &[HELD], &[])
+}
+
 /// Takes the next report.
 pub fn receive(sync: BorrowedFd<'_>) -> io::Result<Report> {
     let mut bytes = [0u8; 8];
@@ -139,6 +147,7 @@ pub fn receive(sync: BorrowedFd<'_>) -> io::Result<Report> {
     match (len, bytes[0]) {
         (0, _) => Ok(Report::Running),
         (1, CONSOLE) => descriptors.pop().map(Report::Console).ok_or_else(strange),
+        (1, HELD) => Ok(Report::Held),
         (8, FAILED) => {
             let stage = Stage::from_number(bytes[1]).ok_or_else(strange)?;
             let detail = u16::from_le_bytes([bytes[2], bytes[3]]);

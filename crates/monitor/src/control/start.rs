@@ -45,6 +45,7 @@ impl Pod {
             unified: self.unified,
             mount_point: MOUNT_POINT,
             shared_mounts: false,
+            tie_to_launcher: true,
         }
     }
 
@@ -167,6 +168,8 @@ impl Control {
                 let file = container.log.take();
                 pod.log.send(Command::Add { key: container.slot, stdout: master, stderr: None, file });
             }
+            // Nobody asks for a hold here.
+            Ok(Report::Held) => {}
             Ok(Report::Running) => self.container_runs(at),
             Ok(Report::Failed(failure)) => {
                 let answer = Answer::Failed {
@@ -230,6 +233,7 @@ impl Control {
                 exec.terminal = Some(master);
                 return;
             }
+            Ok(Report::Held) => return,
             Ok(Report::Running) => Answer::Launched { pid: exec.pid, started_at: now() },
             Ok(Report::Failed(failure)) => Answer::Failed {
                 stage: failure.stage as u8,

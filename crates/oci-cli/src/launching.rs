@@ -1,0 +1,72 @@
+//! Launches, and what their failures mean in words.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+
+use anyhow::{Context as _, Error, Result, anyhow};
+use bowline_launch::{Failure, Launched, Launcher, Request, Stage, launch};
+use bowline_launch_plan::{LaunchPlan, Step};
+use rustix::fs::{Mode, OFlags};
+
+use crate::hierarchies::Hierarchies;
+use crate::store::Folder;
+
+/// Launches a process with our own standard streams, which outlives us.
+pub(crate) fn start(
+    folder: &Folder,
+    hierarchies: &Hierarchies,
+    plan: &LaunchPlan,
+    descriptors: &[OwnedFd],
+    pid_namespace: Option<BorrowedFd<'_>>,
+) -> Result<Launched> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let procfs = rustix::fs::open("/proc", flags, Mode::empty()).context("open /proc")?;
+    let launcher = Launcher {
+        procfs: procfs.as_fd(),
+        hierarchies: &hierarchies.roots,
+        unified: hierarchies.layout.unified(),
+        mount_point: &CString::new(folder.mount_point().as_os_str().as_bytes())?,
+        shared_mounts: true,
+        tie_to_launcher: false,
+    };
+    let streams = [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()];
+    Ok(launch(&launcher, &Request { plan, descriptors, streams, pid_namespace })?)
+}
+
+/// A failed step of a child, with the field of the spec or the path that it was about.
+pub(crate) fn failed(plan: &LaunchPlan, failure: Failure) -> Error {
+    let at = usize::from(failure.detail);
+    let what = match failure.stage {
+        Stage::Exec => format!("process.args: run {:?}", plan.argv.first().cloned().unwrap_or_default()),
+        Stage::WorkingDirectory => format!("process.cwd: enter {:?}", plan.cwd),
+        Stage::Step => match plan.steps.get(at) {
+            Some(step) => format!("mounts: {:?}", target(step)),
+            None => "mounts".to_owned(),
+        },
+        Stage::Sysctl => match plan.sysctls.get(at) {
+            Some((path, value)) => format!("linux.sysctl: write {value:?} to {path:?}"),
+            None => "linux.sysctl".to_owned(),
+        },
+        other => format!("the process failed at {}", other.doing()),
+    };
+    Error::new(io::Error::from_raw_os_error(failure.errno)).context(what)
+}
+
+/// A child that ended without a word.
+pub(crate) fn vanished() -> Error {
+    anyhow!("the process ended before it was ready; was it killed?")
+}
+
+fn target(step: &Step) -> &CString {
+    match step {
+        Step::Mount { target, .. } => target,
+        Step::Mknod { path, .. }
+        | Step::Symlink { path, .. }
+        | Step::Mkdir { path, .. }
+        | Step::Mask { path }
+        | Step::ReadOnly { path }
+        | Step::Attributes { path, .. } => path,
+    }
+}
