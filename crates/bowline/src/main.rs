@@ -41,6 +41,8 @@ enum Command {
     Check(bowline_check::check::CheckArgs),
     /// Measure a CRI endpoint, or several side by side
     Bench(bowline_check::bench::BenchArgs),
+    /// Run an OCI bundle, with the command line of runc
+    Oci(bowline_oci_cli::OciArgs),
     /// Unpack one layer; started by the daemon
     #[command(hide = true)]
     Unpack,
@@ -54,6 +56,7 @@ fn main() -> ExitCode {
         Command::Serve(args) => serve::main(args),
         Command::Check(args) => bowline_check::check::run_check(args),
         Command::Bench(args) => bowline_check::bench::run_bench(args),
+        Command::Oci(args) => bowline_oci_cli::run(args),
         Command::Unpack => bowline_image::unpack_worker_main(),
         Command::Client(ClientCommand::Completion { shell }) => {
             let mut script = Vec::new();

@@ -89,9 +89,7 @@ fn finish(prepared: &Prepared<'_>) -> Outcome {
     credentials::take(plan)?;
     let entered = if entered == Err(Errno::ACCESS) { work_in(&plan.cwd) } else { entered };
     entered.map_err(at(Stage::WorkingDirectory, 0))?;
-    if prepared.launcher.tie_to_launcher {
-        die_with_launcher(prepared)?;
-    }
+    die_with_launcher(prepared)?;
     let late = plan.seccomp.as_ref().filter(|_| plan.credentials.no_new_privs);
     process::close_on_exec_from(3).map_err(io_at(Stage::Exec, 0))?;
     if let Some(filter) = late {
@@ -220,12 +218,13 @@ fn hold(prepared: &Prepared<'_>) -> Outcome {
     }
 }
 
-/// The launcher's death ends the container. A change of user clears the wish, so it comes after it; if the launcher
-/// died before that, its end of the socket is closed.
+/// The launcher's death ends the container. A change of user clears the wish, so it comes after it; whether the
+/// launcher died before that shows on its pidfd. (The sync socket would not tell: the child has both its ends.)
 fn die_with_launcher(prepared: &Prepared<'_>) -> Outcome {
+    let Some(launcher) = &prepared.launcher_process else { return Ok(()) };
     let kill = rustix::process::Signal::KILL;
     rustix::process::set_parent_process_death_signal(Some(kill)).map_err(at(Stage::Orphaned, 0))?;
-    let mut poll = [rustix::event::PollFd::new(&prepared.sync, rustix::event::PollFlags::empty())];
+    let mut poll = [rustix::event::PollFd::new(launcher, rustix::event::PollFlags::IN)];
     let ready = rustix::event::poll(&mut poll, Some(&rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 }));
     match ready {
         Ok(0) => Ok(()),

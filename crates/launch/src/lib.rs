@@ -129,6 +129,8 @@ pub(crate) struct Prepared<'a> {
     /// `tasks` files of cgroup v1 folders to join.
     tasks: Vec<OwnedFd>,
     sync: BorrowedFd<'a>,
+    /// Ourselves, where the child is to die with us.
+    launcher_process: Option<OwnedFd>,
 }
 
 /// Launches the process of a plan.
@@ -146,6 +148,7 @@ pub fn launch(launcher: &Launcher<'_>, request: &Request<'_>) -> Result<Launched
         overlay: overlay_options(plan)?,
         tasks: groups.tasks,
         sync: theirs.as_fd(),
+        launcher_process: if launcher.tie_to_launcher { Some(ourselves()?) } else { None },
     };
     let home = enter_pid_namespace(request.pid_namespace)?;
     let options = clone::CloneOptions {
@@ -193,10 +196,14 @@ fn check(request: &Request<'_>) -> Result<(), LaunchError> {
 /// Has the next child born in another PID namespace; returns the way back.
 fn enter_pid_namespace(target: Option<BorrowedFd<'_>>) -> Result<Option<OwnedFd>, LaunchError> {
     let Some(target) = target else { return Ok(None) };
-    let home = rustix::process::pidfd_open(rustix::process::getpid(), rustix::process::PidfdFlags::empty())
-        .map_err(|error| LaunchError::Clone(error.into()))?;
+    let home = ourselves()?;
     clone::join(target, ns::PID).map_err(LaunchError::Clone)?;
     Ok(Some(home))
+}
+
+fn ourselves() -> Result<OwnedFd, LaunchError> {
+    rustix::process::pidfd_open(rustix::process::getpid(), rustix::process::PidfdFlags::empty())
+        .map_err(|error| LaunchError::Clone(error.into()))
 }
 
 /// Where `execvp` would look, as full paths.
