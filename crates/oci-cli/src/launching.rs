@@ -66,6 +66,7 @@ fn target(step: &Step) -> &CString {
         | Step::Symlink { path, .. }
         | Step::Mkdir { path, .. }
         | Step::Mask { path }
+        | Step::Keep { path }
         | Step::ReadOnly { path }
         | Step::Attributes { path, .. } => path,
     }
