@@ -47,6 +47,11 @@ fn walk(prepared: &Prepared<'_>) -> Outcome {
     for (index, tasks) in prepared.tasks.iter().enumerate() {
         rustix::io::write(tasks, b"0").map_err(at(Stage::Cgroup, index))?;
     }
+    // Only now: the namespace shows as its root whatever the process is in when it is made. `clone3` would make it before
+    // the v1 groups are joined.
+    if plan.new_namespaces & clone::ns::CGROUP != 0 {
+        clone::unshare(clone::ns::CGROUP).map_err(io_at(Stage::Namespace, 0))?;
+    }
     enter_namespaces(prepared)?;
     name_host(prepared)?;
     let assembled = match &plan.rootfs {

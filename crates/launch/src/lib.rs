@@ -152,7 +152,7 @@ pub fn launch(launcher: &Launcher<'_>, request: &Request<'_>) -> Result<Launched
     };
     let home = enter_pid_namespace(request.pid_namespace)?;
     let options = clone::CloneOptions {
-        namespaces: plan.new_namespaces,
+        namespaces: plan.new_namespaces & !ns::CGROUP,
         cgroup: groups.unified.as_ref().map(AsFd::as_fd),
     };
     let cloned = clone::clone_process(&options, || child::run(&prepared));

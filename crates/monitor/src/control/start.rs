@@ -252,7 +252,7 @@ impl Control {
         match &terminal {
             Some(terminal) => self.peers.answer(peer, operation, answer, &[terminal.as_fd()]),
             None => self.peers.answer(peer, operation, answer, &[]),
-        }
+        };
     }
 }
 
