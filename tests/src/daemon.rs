@@ -45,7 +45,7 @@ impl Daemon {
         crate::adopt_orphans();
         let folder =
             tempfile::Builder::new().prefix("bowline-test-").tempdir().expect("a folder for the daemon");
-        let number = (std::process::id() * 7 + NUMBER.fetch_add(1, Ordering::Relaxed)) % 200;
+        let number = free_subnet();
         let root = folder.path().display();
         let config = format!(
             "root = \"{root}/root\"\nstate = \"{root}/state\"\nlisten = \"unix://{root}/state/bowline.sock\"\n{more}\n\
@@ -126,6 +126,24 @@ impl Daemon {
         self.folder.path().join("daemon.log")
     }
 
+    /// Takes away what a daemon keeps for its next life: bridge, firewall table, cgroup of the monitors.
+    fn clear_host(&self) {
+        let root = self.folder.path().join("root");
+        let config = bowline_cni::CniConfig::below(&root);
+        let instance = config.instance.as_str().to_owned();
+        if let Ok(cni) = bowline_cni::Cni::new(config) {
+            let _ = cni.reap();
+            let _ = cni.remove_networks();
+        }
+        let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let hierarchies = text.lines().filter(|line| line.contains(" - cgroup"));
+        for hierarchy in hierarchies.filter_map(|line| line.split(' ').nth(4)) {
+            let folder = Path::new(hierarchy).join("bowline").join(&instance);
+            let _ = fs::remove_dir(folder.join("monitors"));
+            let _ = fs::remove_dir(folder);
+        }
+    }
+
     /// What the daemon said.
     pub fn log(&self) -> String {
         fs::read_to_string(self.log_path()).unwrap_or_default()
@@ -145,5 +163,17 @@ impl Drop for Daemon {
             eprintln!("--- the daemon's log ---\n{}", self.log());
         }
         self.kill();
+        self.clear_host();
     }
+}
+
+/// The third byte of a subnet that no route of this machine leads to.
+fn free_subnet() -> u32 {
+    let routes = fs::read_to_string("/proc/net/route").unwrap_or_default();
+    let first = std::process::id() * 7 + NUMBER.fetch_add(1, Ordering::Relaxed);
+    // Destinations are written as little-endian hexadecimal: 10.232.N.0 is 00NNE80A.
+    let free = (0..200)
+        .map(|step| (first + step) % 200)
+        .find(|number| !routes.contains(&format!("00{number:02X}E80A")));
+    free.expect("one of two hundred subnets is free")
 }

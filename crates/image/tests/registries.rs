@@ -62,8 +62,11 @@ async fn passing_troubles_are_ridden_out() {
             let node = Node::with(|config| config.stall_timeout = Duration::from_millis(300)).await;
             node.pull(&name).await;
             if let Fault::BreakAfter(..) = fault {
+                let layer = &image.layers[0];
+                assert_eq!(registry.count("GET", layer), 4, "three breaks and a whole: {:?}", registry.log());
+                // A connection that breaks may take along what was not read yet; then there is nothing to go on from.
                 let resumed = registry.log().iter().filter(|request| request.range.is_some()).count();
-                assert_eq!(resumed, 3, "{:?}", registry.log());
+                assert!(resumed <= 3, "{:?}", registry.log());
             }
         }
     }

@@ -42,7 +42,13 @@ impl Peers {
 
     /// Answers a request; false if nobody hears it. A daemon that does not read loses its connection, and asks for the
     /// state when it comes back.
-    pub fn answer(&mut self, id: PeerId, operation: u64, answer: Answer, descriptors: &[BorrowedFd<'_>]) -> bool {
+    pub fn answer(
+        &mut self,
+        id: PeerId,
+        operation: u64,
+        answer: Answer,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> bool {
         let bytes = encode(&Message::Reply { operation, answer });
         let sent = self.socket(id).map(|socket| bowline_linux::message::send(socket, &bytes, descriptors));
         if matches!(sent, Some(Err(_))) {

@@ -69,7 +69,10 @@ impl Program {
             let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
             rustix::fs::fcntl_add_seals(memory, seals)?;
         } else {
-            tracing::warn!("this host forbids executable memory files (vm.memfd_noexec); monitors run from {}", path.display());
+            tracing::warn!(
+                "this host forbids executable memory files (vm.memfd_noexec); monitors run from {}",
+                path.display()
+            );
         }
         Ok(Program { memory, path: path.to_owned() })
     }
