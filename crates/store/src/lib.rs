@@ -30,6 +30,7 @@ use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use bowline_model::{ContainerId, SandboxId};
 use serde::Serialize;
@@ -37,6 +38,8 @@ use serde::de::DeserializeOwned;
 
 use flush::Flusher;
 
+/// How long a lock is waited for: a daemon that was killed a moment ago may still be on its way out.
+const LOCK_WAIT: Duration = Duration::from_millis(500);
 /// The longest record that is read: 16 MiB, the longest message of CRI.
 const MAX_RECORD: u64 = 16 << 20;
 
@@ -99,10 +102,18 @@ impl Store {
         let io_error = |doing, source| StoreError::Io { doing, path: path.clone(), source };
         let lock = File::options().create(true).write(true).truncate(false).open(&path);
         let lock = lock.map_err(|source| io_error("open", source))?;
-        match rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => return Err(StoreError::InUse { root: root.to_owned() }),
-            Err(errno) => return Err(io_error("lock", errno.into())),
+        let deadline = Instant::now() + LOCK_WAIT;
+        loop {
+            match rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => break,
+                Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                Err(rustix::io::Errno::WOULDBLOCK) => {
+                    return Err(StoreError::InUse { root: root.to_owned() });
+                }
+                Err(errno) => return Err(io_error("lock", errno.into())),
+            }
         }
         Ok(Store {
             root: root.to_owned(),

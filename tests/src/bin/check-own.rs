@@ -13,8 +13,8 @@ fn main() -> ExitCode {
     let bowline = bowline.display();
     let pid = daemon.pid().unwrap_or_default();
     let script = format!(
-        // The locks are free once the process is a zombie, which has no program any more.
-        "#!/bin/sh\nold=$(cat {folder}/pid)\nkill -9 \"$old\"\nwhile [ -e /proc/$old/exe ]; do :; done\n\
+        // The next daemon itself waits a moment for the locks of the one that was just killed.
+        "#!/bin/sh\nkill -9 \"$(cat {folder}/pid)\"\n\
          setsid {bowline} serve --config {folder}/config.toml >>{folder}/daemon.log 2>&1 </dev/null &\n\
          echo $! >{folder}/pid\n"
     );
