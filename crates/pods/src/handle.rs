@@ -1,7 +1,7 @@
 //! The front door: finds the actor, asks it, waits for its answer.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use bowline_cni::Cni;
@@ -299,10 +299,17 @@ async fn ask<T>(
     answer.await.map_err(|_| gone())?
 }
 
+/// How long ends are gathered before they are carried out. The kernel holds its network lock for 20 ms and more while it
+/// deletes a link or a namespace, however many there are; a pod that starts just then waits for it.
+const REAP_AFTER: Duration = Duration::from_secs(1);
+
 /// Deletes links of removed pods, in batches: the kernel waits for RCU once for all of a batch.
 async fn reap_links(shared: Arc<Shared>) {
     loop {
         shared.dying_links.notified().await;
+        tokio::time::sleep(REAP_AFTER).await;
+        let namespaces =
+            std::mem::take(&mut *shared.dying_namespaces.lock().unwrap_or_else(PoisonError::into_inner));
         let cni = shared.cni.clone();
         match tokio::task::spawn_blocking(move || cni.reap()).await {
             Ok(Ok(_)) => {}
@@ -311,5 +318,7 @@ async fn reap_links(shared: Arc<Shared>) {
             }
             Err(error) => tracing::error!(%error, "the reaper of links failed"),
         }
+        // The kernel takes them all down in one go.
+        drop(namespaces);
     }
 }

@@ -39,6 +39,8 @@ pub(crate) struct Shared {
     pub usage: Usage,
     /// Wakes the reaper of links.
     pub dying_links: Notify,
+    /// Network namespaces of pods that are down, kept until their links are gone too.
+    pub dying_namespaces: Mutex<Vec<OwnedFd>>,
     /// Some record could not be read: what it may refer to is kept.
     pub unreadable: std::sync::atomic::AtomicBool,
     last_created: AtomicI64,
@@ -81,6 +83,7 @@ impl Shared {
             actors: Mutex::default(),
             usage: Usage::default(),
             dying_links: Notify::new(),
+            dying_namespaces: Mutex::default(),
             unreadable: std::sync::atomic::AtomicBool::new(false),
             last_created: AtomicI64::new(0),
         }

@@ -52,6 +52,7 @@ async fn end_processes(
     monitor: Option<Arc<Monitor>>,
     containers: &[String],
 ) -> Result<(), PodError> {
+    keep_namespace(shared, record);
     if let Some(monitor) = monitor {
         // A monitor that is gone already has ended its processes.
         let _ = monitor.call(Request::Shutdown, &[]).await;
@@ -65,6 +66,19 @@ async fn end_processes(
         files::remove(&shared.config.state, &record.id).map_err(doing("remove the pod's state folder"))
     })
     .await
+}
+
+/// Keeps the pod's network namespace from going with its monitor, at a moment when the next pod may be starting.
+fn keep_namespace(shared: &Shared, record: &PodRecord) {
+    if record.monitor <= 0 || record.spec.security.namespaces.network == NamespaceMode::Node {
+        return;
+    }
+    let path = format!("/proc/{}/ns/net", record.monitor);
+    let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC;
+    // A monitor that is gone has taken its namespace along, or never had one.
+    if let Ok(namespace) = rustix::fs::open(path, flags, rustix::fs::Mode::empty()) {
+        shared.dying_namespaces.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(namespace);
+    }
 }
 
 /// Removes a cgroup from every hierarchy, killing what is still in it.
