@@ -146,7 +146,7 @@ impl Nft {
         rules::chains(&mut batch, &self.table);
         ports::maps(&mut batch, &self.table);
         if !BASE.iter().all(|tag| seen.rules.contains(*tag)) {
-            rules::rebuild_base(&mut batch, &self.table);
+            rules::rebuild_base(&mut batch, &self.table, &seen.rules);
             self.rebuilt.store(true, Ordering::Relaxed);
         }
         for rule in wanted.iter().filter(|rule| !seen.rules.contains(&rule.tag)) {
