@@ -71,7 +71,8 @@ impl Cni {
         }
         self.bring_up_lo(&mut pod, record)?;
         let result = result.unwrap_or_default();
-        record.result = Some(result.to_json(&list.version));
+        // In the newest version, whatever the list's: older ones have no room for all addresses.
+        record.result = Some(result.to_json(crate::conflist::NEWEST));
         self.cache.write(record, State::Added)?;
         self.repair_if_rebuilt();
         Ok(result)

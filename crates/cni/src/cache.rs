@@ -53,7 +53,7 @@ pub(crate) struct Record {
     pub(crate) args: String,
     pub(crate) capability_args: Map<String, Value>,
     pub(crate) conflist: Value,
-    /// In the conflist's version; absent until ADD is done.
+    /// In the newest version; absent until ADD is done.
     pub(crate) result: Option<Value>,
 }
 

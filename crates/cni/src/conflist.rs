@@ -8,6 +8,8 @@ use crate::request::is_plain_name;
 
 /// Versions that we speak, oldest first.
 pub(crate) const VERSIONS: [&str; 7] = ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
+/// The version that has room for everything.
+pub(crate) const NEWEST: &str = "1.1.0";
 /// Most plugins of a list.
 const MOST_PLUGINS: usize = 32;
 

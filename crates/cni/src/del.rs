@@ -65,6 +65,7 @@ impl Cni {
 
     /// Ends an attachment at once, waiting for the kernel: before the same sandbox is attached again.
     pub(crate) fn finish_now(&self, key: &Key) -> Result<(), CniError> {
+        let _ending = self.ending();
         let Some(record) = self.record(key)? else { return self.cache.remove(key) };
         let list = Conflist::from_value(&record.conflist, &sandbox_id_origin(&record.sandbox_id))?;
         let at = Attachment { sandbox_id: &key.sandbox_id, if_name: &key.if_name, network: &list.name };

@@ -34,6 +34,8 @@ mod request;
 mod result;
 mod status;
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use builtin::Node;
 use cache::Cache;
 use load::Networks;
@@ -54,6 +56,8 @@ pub struct Cni {
     networks: Networks,
     cache: Cache,
     probe: status::Probe,
+    /// Held by whoever ends attachments for good, so that the reaper never ends one that was begun anew meanwhile.
+    ending: Mutex<()>,
 }
 
 impl Cni {
@@ -63,7 +67,16 @@ impl Cni {
         let networks = Networks::new(&config);
         let route = netlink::SocketPool::new(bowline_linux::netlink::NetlinkFamily::Route)
             .map_err(CniError::kernel("open a netlink socket"))?;
-        let node = Node { nft: nft::Nft::new(&config.instance), flows: flows::Flows::new(), config, route };
-        Ok(Cni { node, networks, cache, probe: status::Probe::default() })
+        let node = Node {
+            nft: nft::Nft::new(&config.instance),
+            flows: flows::Flows::new(),
+            queues: ipam::Queues::default(),
+            config,
+            route,
+        };
+        Ok(Cni { node, networks, cache, probe: status::Probe::default(), ending: Mutex::new(()) })
+    }
+    fn ending(&self) -> MutexGuard<'_, ()> {
+        self.ending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -42,9 +42,12 @@ impl PodSocket {
         let netns = netns.try_clone_to_owned()?;
         let thread = Builder::new().name("pod-netns".to_owned()).stack_size(STACK).spawn(move || {
             move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))?;
-            let v6: &[_] = if ipv6 { &SETTINGS_V6 } else { &[] };
-            for (path, value) in SETTINGS.iter().chain(v6) {
+            for (path, value) in SETTINGS {
                 set(path, value)?;
+            }
+            // Mostly they are so already, and a write to `lo/disable_ipv6` spins as long as anybody holds the RTNL.
+            for (path, value) in SETTINGS_V6.iter().filter(|_| ipv6) {
+                ensure(path, value)?;
             }
             Socket::open(NetlinkFamily::Route)
         })?;

@@ -73,7 +73,7 @@ impl Step<'_> {
             Some("host-local") => {
                 let ipam = HostLocal::parse(&self.list.name, input.config, input.runtime)?;
                 let patience = self.node.config.plugin_timeout_add.min(bridge::LOCK_PATIENCE);
-                let got = ipam.allocate(&self.owner(), patience)?;
+                let got = ipam.allocate(&self.node.queues, &self.owner(), patience)?;
                 CniResult { ips: got.ips, routes: got.routes, dns: got.dns, ..CniResult::default() }
             }
             Some(kind) => {

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use crate::add::{made, sandbox_id_origin};
 use crate::cache::{Record, State};
 use crate::conflist::Conflist;
-use crate::ipam::{Owner, Store, reservations, reservations_dir};
+use crate::ipam::{Owner, reservations, reservations_dir};
 use crate::netlink::Batch;
 use crate::netlink::link::{self, Link};
 use crate::nft::Element;
@@ -45,6 +45,7 @@ impl Cni {
     /// Deletes the links of detached pods, in one wait however many they are (20 to 30 ms), and frees the addresses
     /// of those that the kernel no longer has.
     pub fn reap(&self) -> Result<Reaped, CniError> {
+        let _ending = self.ending();
         // The records first: a pod detached after this look keeps its address until the next round.
         let dying: Vec<_> = self
             .cache
@@ -118,15 +119,10 @@ impl Cni {
             if !dir.is_dir() {
                 continue;
             }
-            let store = Store::open(&dir, self.node.config.plugin_timeout_del)?;
-            match made(record) {
-                Some(result) => {
-                    for ip in &result.ips {
-                        store.release(&owner, ip.address.addr())?;
-                    }
-                }
-                None => store.release_all_of(&owner)?,
-            }
+            self.node.queues.with(&dir, self.node.config.plugin_timeout_del, |store| match made(record) {
+                Some(result) => result.ips.iter().try_for_each(|ip| store.release(&owner, ip.address.addr())),
+                None => store.release_all_of(&owner),
+            })?;
         }
         Ok(())
     }

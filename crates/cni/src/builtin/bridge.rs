@@ -176,7 +176,7 @@ fn ensure_bridge(node: &Node, socket: &mut Socket, config: &BridgeConfig) -> io:
             return Ok(found);
         }
         let instance = &node.config.instance;
-        let mac = local_mac(0x5b, hash_bytes(&[instance.as_str().as_bytes(), name.as_bytes()]));
+        let mac = local_mac(0x5b, random()?);
         let mut batch = Batch::new();
         link::add_bridge(&mut batch, name, mac, config.mtu, instance.link_group(), config.promisc);
         match socket.exchange(&mut batch, |_, _| {})?.into_iter().flatten().next() {
@@ -186,6 +186,11 @@ fn ensure_bridge(node: &Node, socket: &mut Socket, config: &BridgeConfig) -> io:
         }
     }
     Err(io::Error::other(format!("bridge {name} vanishes as soon as it is made")))
+}
+
+/// Not a hash of names: a bridge may be tied to a wire, and other machines on it have the same names.
+fn random() -> io::Result<[u8; 4]> {
+    std::fs::read("/proc/sys/kernel/random/uuid").map(|uuid| hash_bytes(&[&uuid]))
 }
 
 /// Marks a bridge that we made, and closes it to router advertisements of pods (CVE-2020-10749).

@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 
 use crate::config::CniConfig;
 use crate::flows::Flows;
+use crate::ipam::Queues;
 use crate::netlink::SocketPool;
 use crate::netns::PodSocket;
 use crate::nft::Nft;
@@ -19,6 +20,7 @@ pub(crate) struct Node {
     /// Netlink in the namespace of whoever made the [`Cni`](crate::Cni).
     pub(crate) route: SocketPool,
     pub(crate) nft: Nft,
+    pub(crate) queues: Queues,
     pub(crate) flows: Flows,
 }
 

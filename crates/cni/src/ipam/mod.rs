@@ -13,7 +13,8 @@ use crate::CniError;
 use crate::result::{Dns, IpConfig, Route, read_route};
 
 pub(crate) use ranges::RangeSet;
-pub(crate) use store::{Owner, Store, reservations};
+use store::Store;
+pub(crate) use store::{Owner, Queues, reservations};
 
 /// Where host-local keeps its files unless the configuration says otherwise.
 const DATA_DIR: &str = "/var/lib/cni/networks";
@@ -70,26 +71,34 @@ impl HostLocal {
     }
 
     /// Reserves one address of each set, or none at all.
-    pub(crate) fn allocate(&self, owner: &Owner<'_>, patience: Duration) -> Result<Allocation, CniError> {
+    pub(crate) fn allocate(
+        &self,
+        queues: &Queues,
+        owner: &Owner<'_>,
+        patience: Duration,
+    ) -> Result<Allocation, CniError> {
+        queues.with(&self.dir, patience, |store| self.allocate_locked(store, owner))
+    }
+
+    fn allocate_locked(&self, store: &Store, owner: &Owner<'_>) -> Result<Allocation, CniError> {
         let mut requested = self.requested.clone();
-        let store = Store::open(&self.dir, patience)?;
         let mut ips = Vec::new();
         for (index, set) in self.sets.iter().enumerate() {
             let wanted = requested.iter().position(|ip| set.contains(*ip)).map(|i| requested.remove(i));
             let got = match wanted {
-                Some(ip) => self.reserve_this(&store, owner, set, index, ip),
-                None => self.reserve_next(&store, owner, set, index),
+                Some(ip) => self.reserve_this(store, owner, set, index, ip),
+                None => self.reserve_next(store, owner, set, index),
             };
             match got {
                 Ok(ip) => ips.push(ip),
                 Err(error) => {
-                    self.give_back(&store, owner, &ips);
+                    self.give_back(store, owner, &ips);
                     return Err(error);
                 }
             }
         }
         if let Some(ip) = requested.first() {
-            self.give_back(&store, owner, &ips);
+            self.give_back(store, owner, &ips);
             return Err(CniError::config(
                 &self.network,
                 "ips",

@@ -2,12 +2,13 @@
 //!
 //! Content and names are exactly the official plugin's, so both can serve one network at the same time.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
@@ -43,6 +44,29 @@ pub(crate) struct Reservation {
     pub(crate) sandbox_id: String,
 }
 
+/// Queues for the folders' locks among our own threads. Without it those of a burst would meet at `flock`, where the
+/// loser sleeps. One entry per folder, so as many as there are networks.
+#[derive(Default)]
+pub(crate) struct Queues(Mutex<BTreeMap<PathBuf, Arc<Mutex<()>>>>);
+
+impl Queues {
+    /// Does `work` with the folder locked, waiting no longer than `patience` for other processes.
+    pub(crate) fn with<T>(
+        &self,
+        dir: &Path,
+        patience: Duration,
+        work: impl FnOnce(&Store) -> Result<T, CniError>,
+    ) -> Result<T, CniError> {
+        // The locks guard files, not memory: whoever panicked left them as a crash would.
+        let queue = {
+            let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(all.entry(dir.to_owned()).or_default())
+        };
+        let _turn = queue.lock().unwrap_or_else(PoisonError::into_inner);
+        work(&Store::open(dir, patience)?)
+    }
+}
+
 /// The folder of one network, locked as long as this lives.
 pub(crate) struct Store {
     dir: PathBuf,
@@ -51,7 +75,7 @@ pub(crate) struct Store {
 
 impl Store {
     /// Makes the folder if need be and takes its lock, waiting no longer than `patience`.
-    pub(crate) fn open(dir: &Path, patience: Duration) -> Result<Store, CniError> {
+    fn open(dir: &Path, patience: Duration) -> Result<Store, CniError> {
         let open = || {
             OpenOptions::new()
                 .read(true)

@@ -50,12 +50,14 @@ struct Seen {
 }
 
 impl Nft {
-    /// Opens the first socket in the calling thread's namespace. A kernel without nfnetlink is told later, to those
-    /// who need it: networks without masquerade and host ports work.
+    /// Opens the first socket in the calling thread's namespace, and asks nf_tables a question, which loads its module.
+    /// A kernel without it is told later, to those who need it: networks without masquerade and host ports work.
     pub(crate) fn new(instance: &InstanceTag) -> Nft {
         Nft {
             table: instance.table(),
-            sockets: SocketPool::new(NetlinkFamily::Netfilter).map_err(|e| e.to_string()),
+            sockets: SocketPool::new(NetlinkFamily::Netfilter)
+                .and_then(|sockets| sockets.with(message::generation).map(|_| sockets))
+                .map_err(|e| e.to_string()),
             seen: Mutex::default(),
             rebuilt: AtomicBool::new(false),
         }
@@ -71,6 +73,15 @@ impl Nft {
                 format!("the kernel has no nftables (CONFIG_NF_TABLES): {why}"),
             ))),
         }
+    }
+
+    /// What there is to take away. A kernel without nftables has nothing of ours.
+    fn unless_absent<T: Default>(
+        &self,
+        doing: &str,
+        work: impl FnOnce(&mut Socket) -> io::Result<T>,
+    ) -> Result<T, CniError> {
+        if self.sockets.is_err() { Ok(T::default()) } else { self.with(doing, work) }
     }
 
     /// One rule per subnet: what leaves it gets the host's address.
@@ -135,7 +146,7 @@ impl Nft {
         rules::chains(&mut batch, &self.table);
         ports::maps(&mut batch, &self.table);
         if !BASE.iter().all(|tag| seen.rules.contains(*tag)) {
-            rules::rebuild_base(&mut batch, &self.table);
+            rules::rebuild_base(&mut batch, &self.table, &seen.rules);
             self.rebuilt.store(true, Ordering::Relaxed);
         }
         for rule in wanted.iter().filter(|rule| !seen.rules.contains(&rule.tag)) {
@@ -147,7 +158,7 @@ impl Nft {
 
     /// Takes away the rules of networks for which `keep` says no.
     pub(crate) fn retain_networks(&self, keep: impl Fn(&str) -> bool) -> Result<(), CniError> {
-        self.with("remove rules of former networks", |socket| {
+        self.unless_absent("remove rules of former networks", |socket| {
             let mut batch = Batch::new();
             begin(&mut batch);
             let mut any = false;
@@ -167,7 +178,7 @@ impl Nft {
     /// Removes the table: nobody is left who needs it.
     pub(crate) fn remove(&self) -> Result<(), CniError> {
         *self.seen() = Seen::default();
-        self.with("remove everything", |socket| {
+        self.unless_absent("remove everything", |socket| {
             let mut batch = Batch::new();
             begin(&mut batch);
             let index = message::delete_table(&mut batch, &self.table);

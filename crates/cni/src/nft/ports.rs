@@ -183,7 +183,7 @@ impl Nft {
 
     /// Takes those of the ports away that are the sandbox's.
     pub(crate) fn remove_ports(&self, sandbox_id: &str, ports: &[HostPort]) -> Result<(), CniError> {
-        self.with("withdraw host ports", |socket| {
+        self.unless_absent("withdraw host ports", |socket| {
             let mut ours = Vec::new();
             for port in ports {
                 let owner = find(socket, &self.table, port.map(), &port.key())?;
@@ -202,7 +202,7 @@ impl Nft {
 
     /// All elements of our maps.
     pub(crate) fn elements(&self) -> Result<Vec<Element>, CniError> {
-        self.with("list host ports", |socket| {
+        self.unless_absent("list host ports", |socket| {
             let mut all = Vec::new();
             for map in MAPS {
                 all.extend(list(socket, &self.table, map)?);
@@ -214,7 +214,7 @@ impl Nft {
     /// Takes these elements away.
     pub(crate) fn remove_elements(&self, elements: &[Element]) -> Result<(), CniError> {
         let keys: Vec<_> = elements.iter().map(|e| (e.map, e.key.clone())).collect();
-        self.with("withdraw host ports", |socket| delete(socket, &self.table, &keys))
+        self.unless_absent("withdraw host ports", |socket| delete(socket, &self.table, &keys))
     }
 }
 

@@ -1,5 +1,7 @@
 //! Chains and rules.
 
+use std::collections::HashSet;
+
 use ipnet::IpNet;
 
 use super::expr::{Expressions, FIRST, Family};
@@ -23,12 +25,14 @@ const PRE_ROUTING: u32 = 0;
 const LOCAL_OUT: u32 = 3;
 const POST_ROUTING: u32 = 4;
 
+const LOCALHOST: &str = "base localhost";
+
 /// The tags of the rules that do not depend on a network.
 pub(super) const BASE: [&str; 8] = [
     "base guard",
     "base prerouting",
     "base output",
-    "base localhost",
+    LOCALHOST,
     "base ports4_at",
     "base ports4",
     "base ports6_at",
@@ -109,7 +113,7 @@ pub(super) fn chains(batch: &mut Batch, table: &str) {
 }
 
 /// Empties the chains whose rules are always the same and fills them anew, in one transaction with the rest.
-pub(super) fn rebuild_base(batch: &mut Batch, table: &str) {
+pub(super) fn rebuild_base(batch: &mut Batch, table: &str, there: &HashSet<String>) {
     for chain in ["guard", "prerouting", "output", "hostports"] {
         nft(batch, DELRULE, 0, |m| {
             m.string(NFTA_RULE_TABLE, table);
@@ -131,8 +135,12 @@ pub(super) fn rebuild_base(batch: &mut Batch, table: &str) {
     for map in MAPS {
         rule(batch, table, "hostports", &format!("base {}", map.name()), |e| translate(e, map));
     }
+    // The chain of the networks' rules is not emptied, so this one may be there.
+    if there.contains(LOCALHOST) {
+        return;
+    }
     // A pod cannot answer to 127.0.0.1.
-    rule(batch, table, "postrouting", "base localhost", |e| {
+    rule(batch, table, "postrouting", LOCALHOST, |e| {
         e.family(Family::V4).saddr_in(&loopback()).was_dnated().masquerade();
     });
 }

@@ -89,3 +89,86 @@ fn the_folder_may_come_and_go() {
         assert!(!cni.reload_if_changed());
     });
 }
+
+#[test]
+fn what_leaves_the_network_has_the_nodes_address() {
+    const OUTSIDE: &str = r#"{"cniVersion":"0.3.1","name":"outside","plugins":[
+      {"type":"bridge","bridge":"bwt4","isDefaultGateway":true,
+       "ipam":{"type":"host-local","dataDir":"@DATA@",
+               "ranges":[[{"subnet":"10.231.4.0/24"}],[{"subnet":"fd00:231:4::/64"}]]}}]}"#;
+    on_a_node(|node| {
+        node.conflist(OUTSIDE);
+        let cni = node.cni();
+        let (outside, inside) = (Pod::new("outside"), Pod::new("inside"));
+        let far = outside.add(&cni);
+        node.conflist(DUAL_STACK);
+        let near = inside.add(&cni);
+        assert_eq!((far.network.as_str(), near.network.as_str()), ("outside", "pods"));
+        outside.serve_tcp("[::]:80");
+        inside.serve_tcp("[::]:80");
+        assert_eq!(inside.ask(at(&far, true, 80)).unwrap(), "::ffff:10.231.4.1");
+        assert_eq!(inside.ask(at(&far, false, 80)).unwrap(), "fd00:231:4::1");
+        assert_eq!(
+            outside.ask(at(&near, true, 80)).unwrap(),
+            "::ffff:10.231.4.2",
+            "no ipMasq, no translation"
+        );
+        assert_eq!(cni.gc(&["outside", "inside"]).unwrap(), Vec::<String>::new());
+        assert_eq!(inside.ask(at(&far, true, 80)).unwrap(), "::ffff:10.231.4.1", "GC keeps rules in use");
+        inside.del(&cni);
+        outside.del(&cni);
+        reap_all(&cni);
+    });
+}
+
+#[test]
+fn the_default_network_needs_no_conflist() {
+    on_a_node(|node| {
+        let config = bowline_cni::CniConfig {
+            default_network: Some(bowline_cni::DefaultNetwork {
+                subnet: "10.231.5.0/24".parse().unwrap(),
+                subnet_v6: Some("fd00:231:5::/64".parse().unwrap()),
+                bridge: "bwt5".into(),
+                data_dir: node.path("ips"),
+            }),
+            primary: bowline_cni::PrimaryFamily::Ipv6First,
+            ..node.config("test")
+        };
+        let cni = Cni::new(config).unwrap();
+        assert!(matches!(cni.status(), NetworkStatus::Ready { .. }));
+        let pod = Pod::new("a");
+        assert_eq!(
+            pod.add(&cni).ips,
+            ["fd00:231:5::2".parse::<IpAddr>().unwrap(), "10.231.5.2".parse().unwrap()]
+        );
+    });
+}
+
+#[test]
+fn a_bridge_of_others_is_used_but_not_removed_nor_renumbered() {
+    const OTHER: &str = r#"{"cniVersion":"1.0.0","name":"other","plugins":[
+      {"type":"bridge","bridge":"bwt1","isGateway":true,@FORCE@
+       "ipam":{"type":"host-local","dataDir":"@DATA@","subnet":"10.231.6.0/24"}}]}"#;
+    on_a_node(|node| {
+        node.conflist(DUAL_STACK);
+        let owner = Cni::new(node.config("owner")).unwrap();
+        let first = Pod::new("first");
+        first.add(&owner);
+        node.conflist(&OTHER.replace("@FORCE@", ""));
+        let cni = node.cni();
+        let pod = Pod::new("a");
+        let error = pod.add_with(&cni, &[]).unwrap_err();
+        let why = std::error::Error::source(&error).unwrap().to_string();
+        assert!(why.contains("already has address 10.231.1.1/24") && why.contains("forceAddress"), "{why}");
+        node.conflist(&OTHER.replace("@FORCE@", r#""forceAddress":true,"#));
+        pod.add(&cni);
+        pod.del(&cni);
+        reap_all(&cni);
+        cni.remove_networks().unwrap();
+        assert!(node.inventory().contains("link bwt1"));
+        first.del(&owner);
+        reap_all(&owner);
+        owner.remove_networks().unwrap();
+        assert!(!node.inventory().contains("link bwt1"));
+    });
+}

@@ -66,3 +66,20 @@ fn two_daemons_on_one_bridge_never_share_an_address() {
         assert_eq!(node.inventory().into_iter().collect::<Vec<_>>(), ["link lo"]);
     });
 }
+
+#[test]
+fn one_wait_deletes_the_links_of_many() {
+    on_a_node(|node| {
+        node.conflist(DUAL_STACK);
+        let cni = node.cni();
+        let (pods, _) = add_at_once(&[&cni], 10);
+        for pod in &pods {
+            pod.del(&cni);
+        }
+        let begin = std::time::Instant::now();
+        let reaped = cni.reap().unwrap();
+        eprintln!("reaped 10 links in {:?}", begin.elapsed());
+        assert_eq!((reaped.links, reaped.released, reaped.pending), (10, 10, 0));
+        assert_eq!(cni.reap().unwrap(), bowline_cni::Reaped::default());
+    });
+}

@@ -7,9 +7,10 @@ use crate::node::{Pod, on_a_node, reap_all};
 
 const RUNS: usize = 50;
 
-fn median(mut all: Vec<Duration>) -> Duration {
+/// Median and minimum.
+fn median(mut all: Vec<Duration>) -> (Duration, Duration) {
     all.sort();
-    all[all.len() / 2]
+    (all[all.len() / 2], all[0])
 }
 
 #[test]
@@ -36,8 +37,8 @@ fn add_and_del_wait_for_nothing() {
                 reaps.push(begin.elapsed());
             }
             let (add, del, reap) = (median(adds), median(dels), median(reaps));
-            eprintln!("{name}: median of {RUNS}: ADD {add:?}, DEL {del:?}, reap {reap:?}");
-            assert!(add < Duration::from_millis(100) && del < Duration::from_millis(100));
+            eprintln!("{name}: median and minimum of {RUNS}: ADD {add:?}, DEL {del:?}, reap {reap:?}");
+            assert!(add.0 < Duration::from_millis(100) && del.0 < Duration::from_millis(100));
         });
     }
 }
