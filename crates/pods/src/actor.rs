@@ -14,7 +14,7 @@ use bowline_model::spec::{ContainerSpec, NamespaceMode, PodSpec, Resources};
 use bowline_model::{ContainerId, SandboxId};
 use bowline_monitor_proto::{self as proto, Pids, Request, slot::MAX_SLOTS};
 use bowline_plan::Compiled;
-use bowline_store::{ContainerRecord, ExitRecord, LifeRecord, PodLife, PodRecord};
+use bowline_store::{ContainerRecord, LifeRecord, PodLife, PodRecord};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;

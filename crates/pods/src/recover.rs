@@ -179,20 +179,7 @@ fn write_back(shared: &Shared, lives: Vec<(ContainerRecord, Life)>) -> Vec<(Cont
     lives
         .into_iter()
         .map(|(mut record, life)| {
-            let found = match &life {
-                Life::Created => LifeRecord::Created,
-                Life::Starting { .. } => LifeRecord::Starting,
-                Life::Running { pid, started_at } | Life::Stopping { pid, started_at, .. } => {
-                    LifeRecord::Running { pid: *pid, started_at: *started_at }
-                }
-                Life::Exited { started_at, exit } => LifeRecord::Exited(ExitRecord {
-                    started_at: *started_at,
-                    finished_at: exit.finished_at,
-                    code: exit.code,
-                    reason: exit.reason().to_owned(),
-                    message: exit.message.clone(),
-                }),
-            };
+            let found = LifeRecord::from(&life);
             if found != record.life {
                 record.life = found;
                 if let Err(error) = shared.store.write_container(&record) {

@@ -21,7 +21,6 @@ struct Node {
     pods: Pods,
     image: String,
     folder: tempfile::TempDir,
-    bridge: String,
     _registry: Registry,
 }
 
@@ -35,7 +34,7 @@ impl Node {
         let pods = open(&folder, &bridge, number).await;
         let image = format!("{}/busybox:1", registry.host());
         pods.images().pull(&image, None).await.unwrap();
-        Node { pods, image, folder, bridge, _registry: registry }
+        Node { pods, image, folder, _registry: registry }
     }
 
     fn pod(&self, name: &str) -> PodSpec {
@@ -90,7 +89,6 @@ impl Drop for Node {
         let cni = self.pods.cni().clone();
         let _ = cni.reap();
         let _ = cni.remove_networks();
-        let _ = &self.bridge;
     }
 }
 

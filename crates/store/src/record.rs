@@ -1,5 +1,6 @@
 //! What the records say. Fields may be added with a default; none is renamed or changes its meaning.
 
+use bowline_model::container::Life;
 use bowline_model::spec::{ContainerSpec, PodSpec};
 use bowline_model::{ContainerId, SandboxId, Signal};
 use serde::{Deserialize, Serialize};
@@ -150,4 +151,24 @@ pub struct ExitRecord {
     pub reason: String,
     /// More for people.
     pub message: String,
+}
+
+impl From<&Life> for LifeRecord {
+    /// What a restart must know of a life. A stop under way is not part of it: whoever asked for it asks again.
+    fn from(life: &Life) -> LifeRecord {
+        match life {
+            Life::Created => LifeRecord::Created,
+            Life::Starting { .. } => LifeRecord::Starting,
+            Life::Running { pid, started_at } | Life::Stopping { pid, started_at, .. } => {
+                LifeRecord::Running { pid: *pid, started_at: *started_at }
+            }
+            Life::Exited { started_at, exit } => LifeRecord::Exited(ExitRecord {
+                started_at: *started_at,
+                finished_at: exit.finished_at,
+                code: exit.code,
+                reason: exit.reason().to_owned(),
+                message: exit.message.clone(),
+            }),
+        }
+    }
 }

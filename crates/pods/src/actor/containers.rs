@@ -171,20 +171,7 @@ impl Actor {
 
     fn record_container(&mut self, id: &ContainerId) {
         let Some(container) = self.containers.get_mut(id) else { return };
-        container.record.life = match &container.life {
-            Life::Created => LifeRecord::Created,
-            Life::Starting { .. } => LifeRecord::Starting,
-            Life::Running { pid, started_at } | Life::Stopping { pid, started_at, .. } => {
-                LifeRecord::Running { pid: *pid, started_at: *started_at }
-            }
-            Life::Exited { started_at, exit } => LifeRecord::Exited(ExitRecord {
-                started_at: *started_at,
-                finished_at: exit.finished_at,
-                code: exit.code,
-                reason: exit.reason().to_owned(),
-                message: exit.message.clone(),
-            }),
-        };
+        container.record.life = LifeRecord::from(&container.life);
         if let Err(error) = self.shared.store.write_container(&container.record) {
             tracing::error!(container = %id, error = %crate::chain(&error), "the container could not be recorded");
         }
