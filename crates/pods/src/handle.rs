@@ -70,8 +70,8 @@ impl Pods {
             let null = null.map_err(doing("open /dev/null"))?.into();
             let instance = bowline_cni::InstanceTag::of_root(&config.root).as_str().to_owned();
             let shared = Shared::new(config, store, images, cni, host, program, base, null, instance);
-            let monitors = std::ffi::CString::new(format!("{}/monitors", shared.cgroup_root()))
-                .map_err(doing("name a cgroup"))?;
+            let monitors =
+                std::ffi::CString::new(shared.monitors_cgroup()).map_err(doing("name a cgroup"))?;
             for root in &shared.host.roots {
                 use std::os::fd::AsFd as _;
                 bowline_launch::make_cgroup(root.as_fd(), &monitors)

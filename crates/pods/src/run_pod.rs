@@ -187,15 +187,18 @@ async fn start_monitor(
     shared: &Arc<Shared>,
     id: &SandboxId,
 ) -> Result<(Arc<Monitor>, mpsc::Receiver<Heard>, i32), PodError> {
-    let (child, socket) = {
+    let (process, socket) = {
         let (shared, id) = (shared.clone(), id.to_string());
         blocking("start the pod's monitor", move || {
-            shared.program.start(&id).map_err(doing("start the pod's monitor"))
+            let cgroup = shared.monitors_folder().map_err(doing("open the monitors' cgroup"))?;
+            let cgroup = cgroup.as_ref().map(|folder| folder.as_fd());
+            let started = shared.program.start(&id, shared.null.as_fd(), cgroup);
+            started.map_err(doing("start the pod's monitor"))
         })
         .await?
     };
-    let pid = child.id().map_or(0, |pid| pid as i32);
-    monitor::reap(child);
+    let pid = process.pid;
+    monitor::reap(process);
     let (send, heard) = mpsc::channel(EVENTS);
     let monitor = Monitor::attach(socket, send).map_err(doing("talk to the pod's monitor"))?;
     Ok((monitor, heard, pid))
@@ -292,7 +295,10 @@ async fn set_up(
         .sysctls
         .iter()
         .map(|(name, value)| Ok((text(name.replace('.', "/"))?, text(value.clone())?)));
-    let monitors = format!("{}/monitors", shared.cgroup_root());
+    let monitors = text(shared.monitors_cgroup())?;
+    // It is born in the folder of cgroup v2.
+    let unified = shared.host.layout.unified();
+    let joined = (0..shared.host.roots.len() as u8).filter(|hierarchy| Some(*hierarchy) != unified);
     let setup = Setup {
         sandbox: record.id.to_string(),
         layers: text(format!("{}/images/layers", crate::base::STORE))?,
@@ -303,11 +309,9 @@ async fn set_up(
         shared_pids: namespaces.pid == NamespaceMode::Pod,
         sysctls: sysctls.collect::<Result<_, PodError>>()?,
         hierarchies: shared.host.roots.len() as u8,
-        unified: shared.host.layout.unified(),
+        unified,
         memory: shared.host.memory(),
-        cgroups: (0..shared.host.roots.len() as u8)
-            .map(|hierarchy| Ok(MonitorCgroup { hierarchy, path: text(monitors.clone())? }))
-            .collect::<Result<_, PodError>>()?,
+        cgroups: joined.map(|hierarchy| MonitorCgroup { hierarchy, path: monitors.clone() }).collect(),
     };
     let mut descriptors =
         vec![shared.base.as_fd(), files.exits.as_fd(), files.listener.as_fd(), shared.null.as_fd()];
