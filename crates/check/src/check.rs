@@ -12,6 +12,7 @@ mod devices;
 mod exec_sync;
 mod identity;
 mod image;
+mod image_volume;
 mod info;
 mod leftovers;
 mod list;
@@ -129,6 +130,7 @@ fn cases() -> Vec<&'static Case> {
         stop::CASES,
         mounts::CASES,
         rro::CASES,
+        image_volume::CASES,
         pull::CASES,
         image::CASES,
         identity::CASES,

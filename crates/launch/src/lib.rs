@@ -26,6 +26,7 @@ mod credentials;
 mod report;
 mod root;
 mod terminal;
+mod volume;
 
 pub use cgroups::{apply as apply_cgroup, kill_all, make_folder as make_cgroup, remove as remove_cgroups};
 pub use report::{Failure, Report, Stage, receive};
@@ -126,6 +127,8 @@ pub(crate) struct Prepared<'a> {
     programs: Vec<CString>,
     /// Options of the overlay.
     overlay: Option<CString>,
+    /// Image volumes, in the order of their steps.
+    volumes: Vec<volume::Volume>,
     /// `tasks` files of cgroup v1 folders to join.
     tasks: Vec<OwnedFd>,
     sync: BorrowedFd<'a>,
@@ -146,6 +149,7 @@ pub fn launch(launcher: &Launcher<'_>, request: &Request<'_>) -> Result<Launched
         envp: StringArray::new(plan.envp.clone()),
         programs: programs(plan),
         overlay: overlay_options(plan)?,
+        volumes: volume::lay_out(plan)?,
         tasks: groups.tasks,
         sync: theirs.as_fd(),
         launcher_process: if launcher.tie_to_launcher { Some(ourselves()?) } else { None },
@@ -221,6 +225,17 @@ fn programs(plan: &LaunchPlan) -> Vec<CString> {
 /// The overlay's options as one text. A mount's data is one page; the trailing NUL is part of it.
 fn overlay_options(plan: &LaunchPlan) -> Result<Option<CString>, LaunchError> {
     let Some(Rootfs::Overlay { lower, upper, work }) = &plan.rootfs else { return Ok(None) };
+    let mut text = lower_directories(lower);
+    for (key, value) in [(&b",upperdir="[..], upper), (b",workdir=", work)] {
+        text.extend_from_slice(key);
+        text.extend_from_slice(value.as_bytes());
+    }
+    text.extend_from_slice(b",volatile");
+    mount_data(text).map(Some)
+}
+
+/// The layers of an overlay, topmost first.
+fn lower_directories(lower: &[CString]) -> Vec<u8> {
     let mut text = b"lowerdir=".to_vec();
     for (index, layer) in lower.iter().enumerate() {
         if index > 0 {
@@ -228,13 +243,12 @@ fn overlay_options(plan: &LaunchPlan) -> Result<Option<CString>, LaunchError> {
         }
         text.extend_from_slice(layer.as_bytes());
     }
-    for (key, value) in [(&b",upperdir="[..], upper), (b",workdir=", work)] {
-        text.extend_from_slice(key);
-        text.extend_from_slice(value.as_bytes());
-    }
-    text.extend_from_slice(b",volatile");
+    text
+}
+
+fn mount_data(text: Vec<u8>) -> Result<CString, LaunchError> {
     if text.len() >= 4096 {
         return Err(LaunchError::BadPlan("the image has too many layers for one overlay mount"));
     }
-    CString::new(text).map(Some).map_err(|_| LaunchError::BadPlan("a layer's name has a NUL inside"))
+    CString::new(text).map_err(|_| LaunchError::BadPlan("a layer's name has a NUL inside"))
 }

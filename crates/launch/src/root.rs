@@ -21,6 +21,7 @@ use rustix::mount::{
 use crate::Prepared;
 use crate::child::{Outcome, at, io_at};
 use crate::report::{Failure, Stage};
+use crate::volume;
 
 /// Mounts the root and everything below it; the descriptor is the root's.
 pub(crate) fn assemble(prepared: &Prepared<'_>) -> Result<OwnedFd, Failure> {
@@ -32,8 +33,8 @@ pub(crate) fn assemble(prepared: &Prepared<'_>) -> Result<OwnedFd, Failure> {
     }
     let root = mount_root(prepared)?;
     let mut masks = Masks::default();
-    for (index, step) in plan.steps.iter().enumerate() {
-        run(prepared, root.as_fd(), step, &mut masks).map_err(at(Stage::Step, index))?;
+    for index in 0..plan.steps.len() {
+        run(prepared, root.as_fd(), index, &mut masks).map_err(at(Stage::Step, index))?;
     }
     if plan.create_cwd {
         find_or_make(root.as_fd(), &plan.cwd, Make::Dir).map_err(at(Stage::WorkingDirectory, 0))?;
@@ -82,9 +83,14 @@ struct Masks {
     folder: Option<OwnedFd>,
 }
 
-fn run(prepared: &Prepared<'_>, root: BorrowedFd<'_>, step: &Step, masks: &mut Masks) -> Result<(), Errno> {
-    match step {
-        Step::Mount { .. } => mount_step(prepared, root, step),
+fn run(
+    prepared: &Prepared<'_>,
+    root: BorrowedFd<'_>,
+    index: usize,
+    masks: &mut Masks,
+) -> Result<(), Errno> {
+    match &prepared.request.plan.steps[index] {
+        Step::Mount { .. } => mount_step(prepared, root, index),
         Step::Mknod { path, mode, major, minor, uid, gid } => {
             let (parent, name) = parent_of(root, path)?;
             let device = rustix::fs::makedev(*major, *minor);
@@ -147,9 +153,9 @@ fn run(prepared: &Prepared<'_>, root: BorrowedFd<'_>, step: &Step, masks: &mut M
     }
 }
 
-fn mount_step(prepared: &Prepared<'_>, root: BorrowedFd<'_>, step: &Step) -> Result<(), Errno> {
+fn mount_step(prepared: &Prepared<'_>, root: BorrowedFd<'_>, index: usize) -> Result<(), Errno> {
     let Step::Mount { source, target, kind, attr_set, attr_clr, attr_recursive, propagation, optional } =
-        step
+        &prepared.request.plan.steps[index]
     else {
         return Ok(());
     };
@@ -162,6 +168,10 @@ fn mount_step(prepared: &Prepared<'_>, root: BorrowedFd<'_>, step: &Step) -> Res
                 flags |= OpenTreeFlags::AT_RECURSIVE;
             }
             made = open_tree(rustix::fs::CWD, path.as_c_str(), flags)?;
+            made.as_fd()
+        }
+        Source::Layers { lower, sub_path } => {
+            made = volume::tree(prepared, index, lower, sub_path)?;
             made.as_fd()
         }
         Source::New { fstype, name, options } => match new_file_system(fstype, name, options, *attr_set) {

@@ -16,11 +16,13 @@ use bowline_oci::{
     ContainerInputs, HostDevice, ImageDefaults, LocalhostSeccomp, NamespacePaths, ResolvedUser,
 };
 use bowline_plan::{Compiled, PlanInputs, RootfsSource};
-use bowline_store::{ContainerRecord, ImageRecord, LifeRecord, PodRecord, UserRecord, VERSION};
+use bowline_store::{
+    ContainerRecord, ImageRecord, ImageVolumeRecord, LifeRecord, PodRecord, UserRecord, VERSION,
+};
 
 use crate::error::doing;
 use crate::shared::Shared;
-use crate::{PodError, files};
+use crate::{PodError, files, volumes};
 
 /// The longest seccomp profile that is read from the host, in bytes.
 const MAX_PROFILE: u64 = 4 << 20;
@@ -46,9 +48,11 @@ pub(crate) fn create(shared: &Shared, pod: &PodRecord, order: Order) -> Result<M
         .images
         .hold(&id.to_string(), &order.spec.image.image)
         .map_err(|_| PodError::NotFound { what: "image", id: order.spec.image.image.clone() })?;
-    let made = build(shared, pod, order, &held.image, &held.layers);
+    let asked = order.spec.clone();
+    let made = volumes::hold(shared, &id, &asked)
+        .and_then(|volumes| build(shared, pod, order, &held.image, &held.layers, volumes));
     if made.is_err() {
-        shared.images.release(&id.to_string());
+        volumes::release(shared, &id, &asked);
         if let Err(error) = shared.store.remove_container(&pod.id, &id) {
             tracing::error!(container = %id, error = %crate::chain(&error), "what was made of a container is left behind");
         }
@@ -62,11 +66,13 @@ fn build(
     order: Order,
     image: &Image,
     layers: &[LayerName],
+    image_volumes: Vec<ImageVolumeRecord>,
 ) -> Result<Made, PodError> {
     let Order { id, spec, slot, created_at } = order;
     let user = user(shared, &spec, image, layers)?;
     let cgroup = format!("{}/{id}", pod.cgroup);
-    let (oci, directories, notes) = oci_spec(shared, pod, &spec, &id, image, &user, &cgroup)?;
+    let paths = volumes::image_paths(&id, &image_volumes);
+    let (oci, directories, notes) = oci_spec(shared, pod, &spec, &id, image, &user, &cgroup, &paths)?;
     check_mounts(&spec)?;
     let record = ContainerRecord {
         version: VERSION,
@@ -85,6 +91,7 @@ fn build(
         log_path: log_path(&pod.spec, &spec)?,
         life: LifeRecord::Created,
         notes,
+        image_volumes,
         spec,
     };
     files::allocate_slot(&shared.config.state, &pod.id, slot)
@@ -121,6 +128,7 @@ fn user(
         .map_err(|error| PodError::Invalid(error.to_string()))
 }
 
+#[allow(clippy::too_many_arguments)]
 fn oci_spec(
     shared: &Shared,
     pod: &PodRecord,
@@ -129,6 +137,7 @@ fn oci_spec(
     image: &Image,
     user: &ResolvedUser,
     cgroup: &str,
+    image_volumes: &BTreeMap<usize, String>,
 ) -> Result<(Spec, Vec<String>, Vec<String>), PodError> {
     let mut spec = asked.clone();
     spec.security.namespaces.pid = pid_mode(&pod.spec, asked);
@@ -151,8 +160,8 @@ fn oci_spec(
         hosts: file("hosts"),
         hostname: file("hostname"),
         resolv_conf: file("resolv.conf"),
-        // A path of the base mount namespace, which `compile` knows.
-        shm: (!host_ipc).then(|| SHM.to_owned()),
+        // What it stands for is put in by `compile`.
+        shm: (!host_ipc).then(|| volumes::shm(id)),
     };
     let hostname = crate::run_pod::hostname(shared, &pod.id, &pod.spec);
     let inputs = ContainerInputs {
@@ -168,7 +177,7 @@ fn oci_spec(
         cgroup_path: cgroup,
         hostname: &hostname,
         devices: &devices,
-        image_volumes: &BTreeMap::new(),
+        image_volumes,
         seccomp_profile: profile.as_deref().map(|json| LocalhostSeccomp { json }),
         selinux: None,
     };
@@ -193,9 +202,6 @@ fn target_pids(shared: &Shared, spec: &ContainerSpec) -> Option<String> {
     let target = shared.views.container(&spec.security.namespaces.target_id).ok()?;
     target.life.pid().map(|pid| format!("/proc/{pid}/ns/pid"))
 }
-
-/// Where the pod's /dev/shm is for those who launch.
-const SHM: &str = "/shm";
 
 fn localhost_profile(spec: &ContainerSpec) -> Result<Option<Vec<u8>>, PodError> {
     let SecurityProfile::Localhost(path) = &spec.security.seccomp else { return Ok(None) };
@@ -366,12 +372,13 @@ fn make_writable_layer(shared: &Shared, record: &ContainerRecord) -> Result<(), 
                 let meta = fs::metadata(shared.images.layers_dir().join(top))?;
                 (meta.mode() & 0o7777, meta.uid(), meta.gid())
             }
-            None => {
-                // An overlay has at least one layer below.
-                fs::create_dir(folder.join("lower"))?;
-                (0o755, 0, 0)
-            }
+            None => (0o755, 0, 0),
         };
+        let volumes = &record.image_volumes;
+        if record.image.layers.is_empty() || volumes.iter().any(|volume| volume.layers.is_empty()) {
+            // An overlay has at least one layer below.
+            fs::create_dir(folder.join("lower"))?;
+        }
         std::os::unix::fs::chown(&upper, Some(uid), Some(gid))?;
         fs::set_permissions(&upper, fs::Permissions::from_mode(mode))
     };
@@ -418,32 +425,8 @@ pub(crate) fn compile(
             compiled.plan.steps.push(bowline_launch_plan::Step::Keep { path });
         }
     }
-    share_shm(&mut compiled);
+    volumes::replace(&mut compiled, record, &name(format!("{own}/lower"))?)?;
     Ok(compiled)
-}
-
-/// /dev/shm of the pod is no tree of the host: the launcher has it in its own mount namespace.
-fn share_shm(compiled: &mut Compiled) {
-    use bowline_launch_plan::{Source, Step};
-    let is_shm = |descriptor: &bowline_plan::Descriptor| matches!(descriptor, bowline_plan::Descriptor::HostTree { path, .. } if path == SHM);
-    let Some(index) = compiled.descriptors.iter().position(is_shm) else { return };
-    compiled.descriptors.remove(index);
-    let gone = index as u16;
-    for step in &mut compiled.plan.steps {
-        let Step::Mount { source, .. } = step else { continue };
-        match source {
-            Source::Tree { fd } if *fd == gone => {
-                *source = Source::Path { path: c"/shm".into(), recursive: false }
-            }
-            Source::Tree { fd } if *fd > gone => *fd -= 1,
-            _ => {}
-        }
-    }
-    for join in &mut compiled.plan.join_namespaces {
-        if join.fd > gone {
-            join.fd -= 1;
-        }
-    }
 }
 
 /// The folder of a container's overlay that holds what it wrote.

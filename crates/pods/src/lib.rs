@@ -35,6 +35,7 @@ mod start;
 mod stats;
 mod stop_pod;
 mod view;
+mod volumes;
 
 pub use error::{PodError, chain};
 pub use exec::ExecOutput;

@@ -192,6 +192,7 @@ impl Actor {
             stop_signal: record.stop_signal,
             log_path: record.log_path.as_str().into(),
             notes: record.notes.as_slice().into(),
+            image_volumes: record.image_volumes.as_slice().into(),
         });
     }
 
@@ -380,7 +381,9 @@ impl Actor {
         let ran = !matches!(container.life, Life::Created);
         let (shared, monitor) = (self.shared.clone(), self.monitor.clone());
         let (record, id) = (container.record.clone(), id.clone());
-        let (images, image) = (self.shared.images.clone(), record.image.id.clone());
+        let images = self.shared.images.clone();
+        let volumes = record.image_volumes.iter().map(|volume| &volume.id);
+        let used: Vec<String> = std::iter::once(&record.image.id).chain(volumes).cloned().collect();
         let all_read = !self.shared.unreadable.load(std::sync::atomic::Ordering::Relaxed);
         self.tasks.spawn(async move {
             if let Some(monitor) = monitor.filter(|_| ran) {
@@ -394,13 +397,13 @@ impl Actor {
                     .store
                     .remove_container(&record.pod, &record.id)
                     .map_err(doing("remove the container's files"))?;
-                shared.images.release(&record.id.to_string());
+                crate::volumes::release(&shared, &record.id, &record.spec);
                 shared.usage.forget(&record.id);
                 Ok(())
             });
             let result = result.await;
             // The last use of an image that was removed meanwhile: its layers can go.
-            if result.is_ok() && images.resolve(&image).is_none() && all_read {
+            if result.is_ok() && used.iter().any(|image| images.resolve(image).is_none()) && all_read {
                 images.collect().await;
             }
             Done::Removed { id, result }
