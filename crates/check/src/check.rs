@@ -34,6 +34,7 @@ mod selinux;
 mod stats;
 mod stop;
 mod sysctls;
+mod userns;
 mod verbose;
 
 use std::net::SocketAddr;
@@ -136,6 +137,7 @@ fn cases() -> Vec<&'static Case> {
         identity::CASES,
         privilege::CASES,
         seccomp::CASES,
+        userns::CASES,
         apparmor::CASES,
         selinux::CASES,
         resources::CASES,

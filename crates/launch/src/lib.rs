@@ -26,6 +26,7 @@ mod credentials;
 mod report;
 mod root;
 mod terminal;
+mod user;
 mod volume;
 
 pub use cgroups::{apply as apply_cgroup, kill_all, make_folder as make_cgroup, remove as remove_cgroups};
@@ -54,6 +55,17 @@ pub struct Launcher<'a> {
     /// The process dies with the launcher. Untied, it outlives it: whoever ends its hold later takes the launcher's end
     /// of the sync socket from the child, which keeps a copy under the same number until `execve` (`pidfd_getfd`).
     pub tie_to_launcher: bool,
+    /// The user namespace that its processes belong to, if it is not the launcher's own.
+    pub user: Option<UserSpace<'a>>,
+}
+
+/// A user namespace below the launcher's.
+#[derive(Clone, Copy)]
+pub struct UserSpace<'a> {
+    /// The namespace.
+    pub namespace: BorrowedFd<'a>,
+    /// What its uid 0 is for the launcher; the ids behind it follow.
+    pub first_uid: u32,
 }
 
 /// One process to launch.
@@ -71,7 +83,8 @@ pub struct Request<'a> {
 /// A process on its way to `execve`.
 #[derive(Debug)]
 pub struct Launched {
-    /// The process.
+    /// The process. With a user namespace it is one that prepares what only the launcher's own may do; another takes
+    /// its place, which [`Report::Became`] tells of.
     pub process: Cloned,
     /// Where its reports arrive: see [`report::receive`].
     pub sync: OwnedFd,
@@ -129,11 +142,20 @@ pub(crate) struct Prepared<'a> {
     overlay: Option<CString>,
     /// Image volumes, in the order of their steps.
     volumes: Vec<volume::Volume>,
+    /// The root and the image volumes, where they are mounted before a user namespace is entered.
+    outside: Outside,
     /// `tasks` files of cgroup v1 folders to join.
     tasks: Vec<OwnedFd>,
     sync: BorrowedFd<'a>,
     /// Ourselves, where the child is to die with us.
     launcher_process: Option<OwnedFd>,
+}
+
+/// Trees that are made outside the user namespace of a container. The places are there before the clone.
+#[derive(Default)]
+pub(crate) struct Outside {
+    root: std::cell::OnceCell<OwnedFd>,
+    volumes: Vec<std::cell::OnceCell<OwnedFd>>,
 }
 
 /// Launches the process of a plan.
@@ -142,6 +164,7 @@ pub fn launch(launcher: &Launcher<'_>, request: &Request<'_>) -> Result<Launched
     check(request)?;
     let groups = cgroups::prepare(launcher, plan)?;
     let (ours, theirs) = bowline_linux::message::pair().map_err(LaunchError::Clone)?;
+    let volumes = volume::lay_out(plan)?;
     let prepared = Prepared {
         launcher,
         request,
@@ -149,17 +172,27 @@ pub fn launch(launcher: &Launcher<'_>, request: &Request<'_>) -> Result<Launched
         envp: StringArray::new(plan.envp.clone()),
         programs: programs(plan),
         overlay: overlay_options(plan)?,
-        volumes: volume::lay_out(plan)?,
+        outside: Outside {
+            volumes: volumes.iter().map(|_| Default::default()).collect(),
+            ..Outside::default()
+        },
+        volumes,
         tasks: groups.tasks,
         sync: theirs.as_fd(),
         launcher_process: if launcher.tie_to_launcher { Some(ourselves()?) } else { None },
     };
-    let home = enter_pid_namespace(request.pid_namespace)?;
+    // A container in a user namespace is born twice: its namespaces must be made from inside.
+    let twice = launcher.user.is_some() && plan.rootfs.is_some();
+    let home = enter_pid_namespace(request.pid_namespace.filter(|_| !twice))?;
     let options = clone::CloneOptions {
-        namespaces: plan.new_namespaces & !ns::CGROUP,
+        namespaces: if twice { ns::MOUNT } else { plan.new_namespaces & !ns::CGROUP },
         cgroup: groups.unified.as_ref().map(AsFd::as_fd),
+        sibling: false,
     };
-    let cloned = clone::clone_process(&options, || child::run(&prepared));
+    let cloned = clone::clone_process(&options, || match twice {
+        true => user::run(&prepared),
+        false => child::run(&prepared),
+    });
     if let Some(home) = home {
         // Going back to our own PID namespace cannot fail: it is an ancestor-or-self of the one we are in.
         clone::join(home.as_fd(), ns::PID).map_err(LaunchError::Clone)?;

@@ -45,12 +45,14 @@ pub(crate) fn assemble(prepared: &Prepared<'_>) -> Result<OwnedFd, Failure> {
 fn mount_root(prepared: &Prepared<'_>) -> Result<OwnedFd, Failure> {
     let failed = |detail| at(Stage::Root, detail);
     let place = prepared.launcher.mount_point;
-    if let Some(options) = &prepared.overlay {
+    let from_empty = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    if let Some(tree) = prepared.outside.root.get() {
+        move_mount(tree, c"", rustix::fs::CWD, place, from_empty).map_err(failed(3))?;
+    } else if let Some(options) = &prepared.overlay {
         mount::mount(c"overlay", place, c"overlay", 0, options).map_err(io_at(Stage::Root, 0))?;
     }
     if let Some(Rootfs::Tree { fd }) = prepared.request.plan.rootfs {
         let tree = &prepared.request.descriptors[usize::from(fd)];
-        let from_empty = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
         move_mount(tree, c"", rustix::fs::CWD, place, from_empty).map_err(failed(1))?;
     }
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -83,12 +85,7 @@ struct Masks {
     folder: Option<OwnedFd>,
 }
 
-fn run(
-    prepared: &Prepared<'_>,
-    root: BorrowedFd<'_>,
-    index: usize,
-    masks: &mut Masks,
-) -> Result<(), Errno> {
+fn run(prepared: &Prepared<'_>, root: BorrowedFd<'_>, index: usize, masks: &mut Masks) -> Result<(), Errno> {
     match &prepared.request.plan.steps[index] {
         Step::Mount { .. } => mount_step(prepared, root, index),
         Step::Mknod { path, mode, major, minor, uid, gid } => {
@@ -160,6 +157,7 @@ fn mount_step(prepared: &Prepared<'_>, root: BorrowedFd<'_>, index: usize) -> Re
         return Ok(());
     };
     let made;
+    let mut volume = None;
     let tree = match source {
         Source::Tree { fd } => prepared.request.descriptors[usize::from(*fd)].as_fd(),
         Source::Path { path, recursive } => {
@@ -170,10 +168,7 @@ fn mount_step(prepared: &Prepared<'_>, root: BorrowedFd<'_>, index: usize) -> Re
             made = open_tree(rustix::fs::CWD, path.as_c_str(), flags)?;
             made.as_fd()
         }
-        Source::Layers { lower, sub_path } => {
-            made = volume::tree(prepared, index, lower, sub_path)?;
-            made.as_fd()
-        }
+        Source::Layers { .. } => volume::tree(prepared, index, &mut volume)?,
         Source::New { fstype, name, options } => match new_file_system(fstype, name, options, *attr_set) {
             Ok(tree) => {
                 made = tree;

@@ -1,7 +1,7 @@
 //! Images as volumes: their layers, or a part of them, as a detached tree.
 
 use std::ffi::{CStr, CString};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use bowline_launch_plan::{LaunchPlan, Source, Step};
 use bowline_linux::mount;
@@ -14,7 +14,7 @@ use crate::{LaunchError, Prepared, lower_directories, mount_data, root};
 /// An image volume, laid out before the clone.
 pub(crate) struct Volume {
     /// The position of its step.
-    step: usize,
+    pub(crate) step: usize,
     /// Options of its overlay. A single layer needs none, and overlayfs refuses it.
     overlay: Option<CString>,
 }
@@ -34,17 +34,35 @@ pub(crate) fn lay_out(plan: &LaunchPlan) -> Result<Vec<Volume>, LaunchError> {
     Ok(volumes)
 }
 
-/// Makes the tree for the step of this number.
+/// The tree for the step of this number, made before or now.
+pub(crate) fn tree<'a>(
+    prepared: &'a Prepared<'_>,
+    step: usize,
+    made: &'a mut Option<OwnedFd>,
+) -> Result<BorrowedFd<'a>, Errno> {
+    let index = prepared.volumes.iter().position(|volume| volume.step == step).ok_or(Errno::INVAL)?;
+    if let Some(tree) = prepared.outside.volumes.get(index).and_then(std::cell::OnceCell::get) {
+        return Ok(tree.as_fd());
+    }
+    let wish = &prepared.request.plan.steps[step];
+    let Step::Mount { source: Source::Layers { lower, sub_path }, .. } = wish else {
+        return Err(Errno::INVAL);
+    };
+    let tree = make(prepared, &prepared.volumes[index], lower, sub_path)?;
+    let made: &OwnedFd = made.insert(tree);
+    Ok(made.as_fd())
+}
+
+/// Makes the tree of a volume.
 ///
 /// The overlay is mounted over the folder on which roots are assembled, for a moment: whatever is mounted there already
 /// is known by its descriptor alone, and comes to light again.
-pub(crate) fn tree(
+pub(crate) fn make(
     prepared: &Prepared<'_>,
-    step: usize,
+    volume: &Volume,
     lower: &[CString],
     sub_path: &CStr,
 ) -> Result<OwnedFd, Errno> {
-    let volume = prepared.volumes.iter().find(|volume| volume.step == step).ok_or(Errno::INVAL)?;
     let layer = lower.first().ok_or(Errno::INVAL)?;
     let folder = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let Some(overlay) = &volume.overlay else {

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bowline_linux::message;
+use bowline_monitor_proto::paths::PATHS_NAME;
 use bowline_monitor_proto::{Answer, Call, Event, MAX_MESSAGE, Message, Request, decode, encode};
 use rustix::fs::{MemfdFlags, SealFlags};
 use tokio::io::Interest;
@@ -79,13 +80,8 @@ impl Program {
 
     /// Starts a monitor; it has the other end of the socket as standard input.
     pub fn start(&self, sandbox: &str) -> Result<(Child, OwnedFd), MonitorError> {
-        use std::os::fd::AsRawFd as _;
         let (ours, theirs) = message::pair().map_err(io_error("open a channel to"))?;
-        let path = match &self.memory {
-            Some(memory) => PathBuf::from(format!("/proc/self/fd/{}", memory.as_raw_fd())),
-            None => self.path.clone(),
-        };
-        let child = Command::new(path)
+        let child = Command::new(self.executable())
             .arg0("bowline-monitor")
             .arg(sandbox)
             .env_clear()
@@ -96,6 +92,29 @@ impl Program {
             .spawn()
             .map_err(io_error("start"))?;
         Ok((child, ours))
+    }
+
+    /// Starts a worker that opens paths, with the other end of the socket as standard input.
+    pub fn start_paths(&self) -> io::Result<(std::process::Child, OwnedFd)> {
+        use std::os::unix::process::CommandExt as _;
+        let (ours, theirs) = message::pair()?;
+        let child = std::process::Command::new(self.executable())
+            .arg0(PATHS_NAME)
+            .env_clear()
+            .current_dir("/")
+            .stdin(Stdio::from(theirs))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?;
+        Ok((child, ours))
+    }
+
+    fn executable(&self) -> PathBuf {
+        use std::os::fd::AsRawFd as _;
+        match &self.memory {
+            Some(memory) => PathBuf::from(format!("/proc/self/fd/{}", memory.as_raw_fd())),
+            None => self.path.clone(),
+        }
     }
 }
 

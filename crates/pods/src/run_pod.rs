@@ -18,8 +18,8 @@ use std::sync::Arc;
 
 use bowline_cni::{PodNetworkRequest, PodRef};
 use bowline_model::SandboxId;
-use bowline_model::spec::{NamespaceMode, PodSpec, Protocol};
-use bowline_monitor_proto::{Answer, MonitorCgroup, Request, Setup};
+use bowline_model::spec::{IdMapping, NamespaceMode, PodSpec, Protocol};
+use bowline_monitor_proto::{Answer, IdRange, MonitorCgroup, Request, Setup, UserSetup};
 use bowline_store::{NetworkRecord, PodLife, PodRecord, VERSION};
 use tokio::sync::mpsc;
 
@@ -125,6 +125,8 @@ pub(crate) fn hostname(shared: &Shared, id: &SandboxId, spec: &PodSpec) -> Strin
 
 async fn steps(shared: &Arc<Shared>, mut record: PodRecord) -> Result<Up, PodError> {
     let own_network = record.spec.security.namespaces.network != NamespaceMode::Node;
+    crate::user::check_pod(shared, &record.spec)?;
+    let own_users = crate::user::of_pod(&record.spec).is_some();
     // The intent comes first: whatever is made from here on can be found again by the id that it holds.
     let files = {
         let (shared, record) = (shared.clone(), record.clone());
@@ -134,7 +136,7 @@ async fn steps(shared: &Arc<Shared>, mut record: PodRecord) -> Result<Up, PodErr
         })
         .await?
     };
-    let network = if own_network {
+    let network = if own_network && !own_users {
         let made =
             blocking("make a network namespace", || netns::make().map_err(doing("make a network namespace")));
         let (made, started) = tokio::join!(made, start_monitor(shared, &record.id));
@@ -146,11 +148,18 @@ async fn steps(shared: &Arc<Shared>, mut record: PodRecord) -> Result<Up, PodErr
     // The task that listens to the monitor keeps the connection; only hanging up ends both.
     let mut uncommitted = Uncommitted(Some(monitor.clone()));
     record.monitor = pid;
-    let attach = attach(shared, &record, network.clone());
-    let setup = set_up(shared, &record, &monitor, &files, network.as_deref());
-    let (attached, set_up) = tokio::join!(attach, setup);
-    record.network = attached?;
-    set_up?;
+    if own_users {
+        // The pod's user namespace must own its network namespace, so the monitor makes both.
+        set_up(shared, &record, &monitor, &files, None).await?;
+        let [_, network] = namespaces(&monitor).await?;
+        record.network = attach(shared, &record, Some(Arc::new(network))).await?;
+    } else {
+        let attach = attach(shared, &record, network.clone());
+        let setup = set_up(shared, &record, &monitor, &files, network.as_deref());
+        let (attached, set_up) = tokio::join!(attach, setup);
+        record.network = attached?;
+        set_up?;
+    }
     {
         let (shared, record) = (shared.clone(), record.clone());
         blocking("write the pod's files", move || {
@@ -308,12 +317,26 @@ async fn set_up(
         cgroups: (0..shared.host.roots.len() as u8)
             .map(|hierarchy| Ok(MonitorCgroup { hierarchy, path: text(monitors.clone())? }))
             .collect::<Result<_, PodError>>()?,
+        user: crate::user::of_pod(&record.spec)
+            .map(|user| UserSetup { uids: range(&user.uids), gids: range(&user.gids) }),
     };
     let mut descriptors =
         vec![shared.base.as_fd(), files.exits.as_fd(), files.listener.as_fd(), shared.null.as_fd()];
     descriptors.extend(network.map(|network| network.as_fd()));
     descriptors.extend(shared.host.roots.iter().map(|root| root.as_fd()));
     expect_done(monitor.call(Request::Setup { setup }, &descriptors).await, "set the pod up")
+}
+
+fn range(mapping: &IdMapping) -> IdRange {
+    IdRange { inside: mapping.container_id, outside: mapping.host_id, length: mapping.length }
+}
+
+/// The pod's user namespace and the network namespace that it owns, of its monitor.
+pub(crate) async fn namespaces(monitor: &Monitor) -> Result<[OwnedFd; 2], PodError> {
+    let what = "ask the pod's monitor for its user namespace";
+    let (answer, descriptors) = monitor.call(Request::Namespaces, &[]).await.map_err(doing(what))?;
+    <[OwnedFd; 2]>::try_from(descriptors)
+        .map_err(|_| PodError::failed(what, format!("the monitor answered {answer:?}")))
 }
 
 /// Anything but success is an error that says what the monitor said.
@@ -323,6 +346,10 @@ pub(crate) fn expect_done(
 ) -> Result<(), PodError> {
     match answer.map_err(doing(what))?.0 {
         Answer::Done | Answer::Launched { .. } => Ok(()),
+        // What the kernel says when `max_user_namespaces` is reached (user_namespaces(7)).
+        Answer::Failed { errno, text, .. } if errno == rustix::io::Errno::NOSPC.raw_os_error() => {
+            Err(PodError::Full(format!("could not {what}: {text}; see /proc/sys/user/max_*_namespaces")))
+        }
         Answer::Failed { text, .. } => Err(PodError::failed(what, text)),
         Answer::Refused { why } => Err(PodError::failed(what, format!("the monitor refused: {why:?}"))),
         other => Err(PodError::failed(what, format!("the monitor answered {other:?}"))),

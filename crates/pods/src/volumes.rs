@@ -57,7 +57,10 @@ pub(crate) fn hold(
         let path = &mount.image_sub_path;
         let there = shared.images.holds_path(&held.layers, path);
         if !there.map_err(doing(format!("look for `{path}` in the image {}", image.image)))? {
-            return Err(failed("image_sub_path", format!("there is no `{path}` in the image {}", image.image)));
+            return Err(failed(
+                "image_sub_path",
+                format!("there is no `{path}` in the image {}", image.image),
+            ));
         }
         volumes.push(ImageVolumeRecord {
             mount: index,
@@ -71,8 +74,7 @@ pub(crate) fn hold(
 /// Takes the same use again after a restart.
 pub(crate) fn hold_again(shared: &Shared, record: &ContainerRecord) {
     for volume in &record.image_volumes {
-        let layers: Vec<LayerName> =
-            volume.layers.iter().filter_map(|name| LayerName::parse(name)).collect();
+        let layers: Vec<LayerName> = volume.layers.iter().filter_map(|name| LayerName::parse(name)).collect();
         if let Err(error) = shared.images.hold_layers(&owner(&record.id, volume.mount), &layers) {
             tracing::error!(container = %record.id, error = %crate::chain(&error), "the layers of an image volume are gone");
         }
@@ -95,9 +97,8 @@ pub(crate) fn replace(
 ) -> Result<(), PodError> {
     put(compiled, &shm(&record.id), Source::Path { path: c"/shm".into(), recursive: false });
     for volume in &record.image_volumes {
-        let name = |text: &str| {
-            CString::new(text).map_err(|error| PodError::failed("name an image volume", error))
-        };
+        let name =
+            |text: &str| CString::new(text).map_err(|error| PodError::failed("name an image volume", error));
         let mut lower: Vec<CString> =
             volume.layers.iter().rev().map(|layer| name(layer)).collect::<Result<_, _>>()?;
         if lower.is_empty() {
@@ -112,9 +113,7 @@ pub(crate) fn replace(
 
 /// Exchanges the descriptor of a path for another source.
 fn put(compiled: &mut Compiled, stands_for: &str, source: Source) {
-    let is_it = |descriptor: &Descriptor| {
-        matches!(descriptor, Descriptor::HostTree { path, .. } if path == stands_for)
-    };
+    let is_it = |descriptor: &Descriptor| matches!(descriptor, Descriptor::HostTree { path, .. } if path == stands_for);
     let Some(index) = compiled.descriptors.iter().position(is_it) else { return };
     compiled.descriptors.remove(index);
     let gone = index as u16;

@@ -47,8 +47,23 @@ async fn content(node: Node) -> Result<()> {
     let reference = layered(&node, "content").await?;
     let pod = node.pod("content").run().await?;
     let words = [
-        "read", "/vol/data/more", ";", "read", "/vol/etc/plain", "changed", ";", "read", "/vol/data/shipped",
-        "hidden", ";", "write", "/vol/data/no", "x", ";", "mkdir", "/vol/no",
+        "read",
+        "/vol/data/more",
+        ";",
+        "read",
+        "/vol/etc/plain",
+        "changed",
+        ";",
+        "read",
+        "/vol/data/shipped",
+        "hidden",
+        ";",
+        "write",
+        "/vol/data/no",
+        "x",
+        ";",
+        "mkdir",
+        "/vol/no",
     ];
     let report = pod.container("reader").cmd(&words).image_volume(&reference, "").report().await?;
     report.is("read", "from the second layer")?;
@@ -103,7 +118,8 @@ async fn sub_path(node: Node) -> Result<()> {
         report.is("read", "from the second layer").with_context(|| name.to_owned())?;
         report.is("list./vol", "more")?;
     }
-    for (what, part) in [("an absent", "data/shipped"), ("an absolute", "/data"), ("a dot-dot", "a/../data")] {
+    for (what, part) in [("an absent", "data/shipped"), ("an absolute", "/data"), ("a dot-dot", "a/../data")]
+    {
         let spec = pod.container("refused").image_volume(&reference, part);
         let status = refused(spec.try_create().await, &[], &format!("{what} path"))?;
         let text = status.message();

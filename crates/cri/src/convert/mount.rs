@@ -34,13 +34,11 @@ pub(crate) fn mount(field: &str, mut asked: v1::Mount) -> Result<Mount, Refused>
             return Err(invalid(format!("{field}.mount_options"), reason));
         }
     }
-    // Such mounts go with a user namespace, which is refused too; ignored, files would get the wrong owners.
-    if !asked.uid_mappings.is_empty() || !asked.gid_mappings.is_empty() {
-        return Err(Refused::NotBuilt {
-            field: format!("{field}.uid_mappings"),
-            what: "idmapped mounts are",
-        });
+    if asked.uid_mappings.is_empty() != asked.gid_mappings.is_empty() {
+        let reason = "uid_mappings and gid_mappings go together; give both or none";
+        return Err(invalid(format!("{field}.uid_mappings"), reason));
     }
+    let mappings = |maps: &[v1::IdMapping]| maps.iter().map(super::namespaces::id_mapping).collect();
     let image = match asked.image.is_some() {
         true => Some(image_volume(field, &mut asked)?),
         false if !asked.image_sub_path.is_empty() => {
@@ -58,10 +56,11 @@ pub(crate) fn mount(field: &str, mut asked: v1::Mount) -> Result<Mount, Refused>
         recursive_read_only: asked.recursive_read_only,
         selinux_relabel: asked.selinux_relabel,
         propagation,
+        uid_mappings: mappings(&asked.uid_mappings),
+        gid_mappings: mappings(&asked.gid_mappings),
         image,
         image_sub_path: asked.image_sub_path,
         options: asked.mount_options,
-        ..Mount::default()
     })
 }
 
@@ -156,14 +155,13 @@ mod tests {
             ),
             (v1::Mount { mount_options: vec!["suid".into()], ..plain() }, "m.mount_options"),
             (v1::Mount { image_sub_path: "a".into(), ..plain() }, "m.image_sub_path"),
+            (v1::Mount { uid_mappings: vec![v1::IdMapping::default()], ..plain() }, "m.uid_mappings"),
         ] {
             match mount("m", bad) {
                 Err(Refused::Invalid { field, .. }) => assert_eq!(field, named),
                 other => panic!("{named}: {other:?}"),
             }
         }
-        let mapped = v1::Mount { uid_mappings: vec![v1::IdMapping::default()], ..plain() };
-        assert!(matches!(mount("m", mapped), Err(Refused::NotBuilt { .. })));
     }
 
     #[test]

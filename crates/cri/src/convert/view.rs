@@ -120,7 +120,12 @@ pub(crate) fn container_status(view: &ContainerView) -> v1::ContainerStatus {
         message,
         labels: spec.labels.clone(),
         annotations: spec.annotations.clone(),
-        mounts: spec.mounts.iter().enumerate().map(|(index, asked)| shown_mount(view, index, asked)).collect(),
+        mounts: spec
+            .mounts
+            .iter()
+            .enumerate()
+            .map(|(index, asked)| shown_mount(view, index, asked))
+            .collect(),
         log_path: view.log_path.to_string(),
         resources: Some(v1::ContainerResources {
             linux: Some(resources::to_cri(&spec.resources)),

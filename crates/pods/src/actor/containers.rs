@@ -230,7 +230,7 @@ impl Actor {
         let (record, shared) = (container.record.clone(), self.shared.clone());
         let (compiled, monitor) = (container.compiled.clone(), self.monitor.clone());
         let pids = pids(&self.spec, &container.spec);
-        let id = id.clone();
+        let (id, spec) = (id.clone(), self.spec.clone());
         self.tasks.spawn(async move {
             let result = async {
                 let failed = |error: PodError| {
@@ -248,7 +248,7 @@ impl Actor {
                 })?;
                 let compiled = match compiled {
                     Some(compiled) => compiled,
-                    None => recompile(&shared, &record).await.map_err(failed)?,
+                    None => recompile(&shared, spec, &record).await.map_err(failed)?,
                 };
                 start(shared, monitor, record, compiled, pids.map_err(failed)?).await
             };
@@ -436,8 +436,9 @@ impl Actor {
             return;
         };
         let (path, id) = (container.record.log_path.clone(), id.clone());
+        let shared = self.shared.clone();
         self.tasks.spawn(async move {
-            let _ = reply.send(reopen(&monitor, &id, path).await);
+            let _ = reply.send(reopen(shared, &monitor, &id, path).await);
             Done::Nothing
         });
     }
@@ -456,7 +457,7 @@ impl Actor {
                 // Taken over from another daemon: the stored spec gives the same plan again.
                 let stored = self.shared.store.read_config(&container.record.pod, id);
                 let stored = stored.map_err(doing("read the container's spec"))?;
-                let compiled = crate::create::compile(&self.shared, &container.record, &stored)?;
+                let compiled = crate::create::compile(&self.shared, &self.spec, &container.record, &stored)?;
                 let plan = Arc::new(exec_base(&compiled.plan));
                 container.plan = Some(plan.clone());
                 plan
@@ -507,12 +508,16 @@ impl Actor {
     }
 }
 
-async fn recompile(shared: &Arc<Shared>, record: &ContainerRecord) -> Result<Arc<Compiled>, PodError> {
+async fn recompile(
+    shared: &Arc<Shared>,
+    spec: Arc<PodSpec>,
+    record: &ContainerRecord,
+) -> Result<Arc<Compiled>, PodError> {
     let (shared, record) = (shared.clone(), record.clone());
     blocking("compile the launch plan", move || {
         let stored =
             shared.store.read_config(&record.pod, &record.id).map_err(doing("read the container's spec"))?;
-        crate::create::compile(&shared, &record, &stored).map(Arc::new)
+        crate::create::compile(&shared, &spec, &record, &stored).map(Arc::new)
     })
     .await
 }
@@ -541,16 +546,17 @@ fn pids(pod: &PodSpec, spec: &ContainerSpec) -> Result<Pids, PodError> {
     }
 }
 
-async fn reopen(monitor: &Monitor, id: &ContainerId, path: String) -> Result<(), PodError> {
+async fn reopen(
+    shared: Arc<Shared>,
+    monitor: &Monitor,
+    id: &ContainerId,
+    path: String,
+) -> Result<(), PodError> {
     use std::os::fd::AsFd as _;
     if path.is_empty() {
         return Ok(());
     }
-    let what = format!("open the log {path}");
-    let log = blocking("open a log", move || {
-        crate::start::open_log(std::path::Path::new(&path)).map_err(doing(what))
-    })
-    .await?;
+    let log = blocking("open a log", move || crate::start::open_log(&shared, &path)).await?;
     let request = Request::ReopenLog { container: *id.as_bytes() };
     let answer = monitor.call(request, &[log.as_fd()]).await;
     match answer.map_err(doing("reopen the log"))?.0 {
