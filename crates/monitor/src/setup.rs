@@ -4,7 +4,7 @@
 //! an empty folder to assemble roots on, and one for /dev/shm. The monitor copies it, so that each pod has its own
 //! and a copy (which every container makes again) is of a handful of mounts and not of the host's hundreds.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -25,8 +25,10 @@ use crate::user::{self, UserSpace};
 pub const MOUNT_POINT: &CStr = c"/root";
 /// Where the pod's /dev/shm is, in the base mount namespace.
 pub const SHM: &CStr = c"/shm";
-/// Where layers are, in the base mount namespace, for a pod with a user namespace of its own.
-const LAYERS: &CStr = c"/layers";
+/// Where images and writable layers are, in the base mount namespace.
+const STORE: &CStr = c"/store";
+/// The same with the owners of a pod with a user namespace of its own.
+const MAPPED_STORE: &CStr = c"/mapped";
 /// Where a procfs is, for such a pod.
 const PROC: &CStr = c"/proc";
 /// Where a sysfs is, for such a pod.
@@ -125,7 +127,7 @@ fn new_mount(fstype: &CStr, options: &[(&CStr, &CStr)], attributes: MountAttrFla
 /// A tmpfs of the host's, whatever user namespace the pod has: what its processes write has their ids anyhow, and the
 /// root of the tmpfs is given to theirs.
 fn mount_shm(size: u64, user: Option<&UserSpace>) -> io::Result<()> {
-    let text = |number: u64| std::ffi::CString::new(number.to_string());
+    let text = |number: u64| CString::new(number.to_string());
     let (uid, gid) = user.map_or((0, 0), |user| (user.uids.outside, user.gids.outside));
     let (size, uid, gid) = (text(size)?, text(uid.into())?, text(gid.into())?);
     let options = [
@@ -142,14 +144,16 @@ fn mount_shm(size: u64, user: Option<&UserSpace>) -> io::Result<()> {
     attach(&shm, SHM)
 }
 
-/// Layers as the pod's user namespace sees them: one idmapped copy of the folder's mount serves every container.
+/// The store as the pod's user namespace sees it: one idmapped copy of its mount serves every container.
 fn show_layers(layers: &CStr, user: &UserSpace) -> io::Result<()> {
+    let below = layers.to_bytes().strip_prefix(STORE.to_bytes()).ok_or(io::ErrorKind::InvalidInput)?;
     let clone = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    let tree = open_tree(rustix::fs::CWD, layers, clone)?;
+    let tree = open_tree(rustix::fs::CWD, STORE, clone)?;
     let change = Change { set: attr::IDMAP, user_ns: Some(user.user.as_fd()), ..Change::default() };
     mount::change(tree.as_fd(), &change)?;
-    attach(&tree, LAYERS)?;
-    Ok(rustix::process::chdir(LAYERS)?)
+    attach(&tree, MAPPED_STORE)?;
+    let place = CString::new([MAPPED_STORE.to_bytes(), below].concat())?;
+    Ok(rustix::process::chdir(&place)?)
 }
 
 /// A whole procfs and a whole sysfs: the kernel mounts new ones in a user namespace only where it sees such already.

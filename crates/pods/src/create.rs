@@ -311,9 +311,8 @@ fn make_writable_layer(shared: &Shared, pod: &PodSpec, record: &ContainerRecord)
             }
             None => (0o755, 0, 0),
         };
-        let volumes = &record.image_volumes;
-        if record.image.layers.is_empty() || volumes.iter().any(|volume| volume.layers.is_empty()) {
-            // An overlay has at least one layer below.
+        if record.image_volumes.iter().any(|volume| volume.layers.is_empty()) {
+            // Something must be mounted.
             fs::create_dir(folder.join("lower"))?;
         }
         let (uid, gid) = match user::of_pod(pod) {
@@ -339,9 +338,7 @@ pub(crate) fn compile(
     let own = format!("{}/pods/{}/containers/{}", crate::base::STORE, record.pod, record.id);
     let mut lower: Vec<CString> =
         record.image.layers.iter().rev().map(|layer| name(layer.clone())).collect::<Result<_, _>>()?;
-    if lower.is_empty() {
-        lower.push(name(format!("{own}/lower"))?);
-    }
+    lower.push(name(format!("../../{}", crate::base::MOUNT_POINTS))?);
     let rootfs = RootfsSource::Overlay {
         lower,
         upper: name(format!("{own}/upper"))?,

@@ -115,6 +115,21 @@ impl Shared {
         self.last_created.fetch_max(at, Ordering::Relaxed);
     }
 
+    /// The cgroup folder that monitors live in, below the root of each hierarchy.
+    pub fn monitors_cgroup(&self) -> String {
+        format!("{}/monitors", self.cgroup_root())
+    }
+
+    /// The same folder of cgroup v2, if this host has that hierarchy.
+    pub fn monitors_folder(&self) -> std::io::Result<Option<OwnedFd>> {
+        use rustix::fs::{Mode, OFlags};
+        let root = self.host.layout.unified().and_then(|number| self.host.roots.get(usize::from(number)));
+        let open = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
+        let folder =
+            root.map(|root| rustix::fs::openat(root, self.monitors_cgroup().as_str(), open, Mode::empty()));
+        Ok(folder.transpose()?)
+    }
+
     /// The cgroup folder that holds everything of this daemon, below the root of each hierarchy.
     pub fn cgroup_root(&self) -> String {
         format!("bowline/{}", self.instance)
