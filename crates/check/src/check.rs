@@ -12,6 +12,7 @@ mod devices;
 mod exec_sync;
 mod identity;
 mod image;
+mod image_volume;
 mod info;
 mod leftovers;
 mod list;
@@ -33,6 +34,7 @@ mod selinux;
 mod stats;
 mod stop;
 mod sysctls;
+mod userns;
 mod verbose;
 
 use std::net::SocketAddr;
@@ -129,11 +131,13 @@ fn cases() -> Vec<&'static Case> {
         stop::CASES,
         mounts::CASES,
         rro::CASES,
+        image_volume::CASES,
         pull::CASES,
         image::CASES,
         identity::CASES,
         privilege::CASES,
         seccomp::CASES,
+        userns::CASES,
         apparmor::CASES,
         selinux::CASES,
         resources::CASES,

@@ -26,6 +26,8 @@ mod credentials;
 mod report;
 mod root;
 mod terminal;
+mod user;
+mod volume;
 
 pub use cgroups::{apply as apply_cgroup, kill_all, make_folder as make_cgroup, remove as remove_cgroups};
 pub use report::{Failure, Report, Stage, receive};
@@ -53,6 +55,17 @@ pub struct Launcher<'a> {
     /// The process dies with the launcher. Untied, it outlives it: whoever ends its hold later takes the launcher's end
     /// of the sync socket from the child, which keeps a copy under the same number until `execve` (`pidfd_getfd`).
     pub tie_to_launcher: bool,
+    /// The user namespace that its processes belong to, if it is not the launcher's own.
+    pub user: Option<UserSpace<'a>>,
+}
+
+/// A user namespace below the launcher's.
+#[derive(Clone, Copy)]
+pub struct UserSpace<'a> {
+    /// The namespace.
+    pub namespace: BorrowedFd<'a>,
+    /// What its uid 0 is for the launcher; the ids behind it follow.
+    pub first_uid: u32,
 }
 
 /// One process to launch.
@@ -70,7 +83,8 @@ pub struct Request<'a> {
 /// A process on its way to `execve`.
 #[derive(Debug)]
 pub struct Launched {
-    /// The process.
+    /// The process. With a user namespace it is one that prepares what only the launcher's own may do; another takes
+    /// its place, which [`Report::Became`] tells of.
     pub process: Cloned,
     /// Where its reports arrive: see [`report::receive`].
     pub sync: OwnedFd,
@@ -126,11 +140,22 @@ pub(crate) struct Prepared<'a> {
     programs: Vec<CString>,
     /// Options of the overlay.
     overlay: Option<CString>,
+    /// Image volumes, in the order of their steps.
+    volumes: Vec<volume::Volume>,
+    /// The root and the image volumes, where they are mounted before a user namespace is entered.
+    outside: Outside,
     /// `tasks` files of cgroup v1 folders to join.
     tasks: Vec<OwnedFd>,
     sync: BorrowedFd<'a>,
     /// Ourselves, where the child is to die with us.
     launcher_process: Option<OwnedFd>,
+}
+
+/// Trees that are made outside the user namespace of a container. The places are there before the clone.
+#[derive(Default)]
+pub(crate) struct Outside {
+    root: std::cell::OnceCell<OwnedFd>,
+    volumes: Vec<std::cell::OnceCell<OwnedFd>>,
 }
 
 /// Launches the process of a plan.
@@ -139,6 +164,7 @@ pub fn launch(launcher: &Launcher<'_>, request: &Request<'_>) -> Result<Launched
     check(request)?;
     let groups = cgroups::prepare(launcher, plan)?;
     let (ours, theirs) = bowline_linux::message::pair().map_err(LaunchError::Clone)?;
+    let volumes = volume::lay_out(plan)?;
     let prepared = Prepared {
         launcher,
         request,
@@ -146,16 +172,27 @@ pub fn launch(launcher: &Launcher<'_>, request: &Request<'_>) -> Result<Launched
         envp: StringArray::new(plan.envp.clone()),
         programs: programs(plan),
         overlay: overlay_options(plan)?,
+        outside: Outside {
+            volumes: volumes.iter().map(|_| Default::default()).collect(),
+            ..Outside::default()
+        },
+        volumes,
         tasks: groups.tasks,
         sync: theirs.as_fd(),
         launcher_process: if launcher.tie_to_launcher { Some(ourselves()?) } else { None },
     };
-    let home = enter_pid_namespace(request.pid_namespace)?;
+    // A container in a user namespace is born twice: its namespaces must be made from inside.
+    let twice = launcher.user.is_some() && plan.rootfs.is_some();
+    let home = enter_pid_namespace(request.pid_namespace.filter(|_| !twice))?;
     let options = clone::CloneOptions {
-        namespaces: plan.new_namespaces & !ns::CGROUP,
+        namespaces: if twice { ns::MOUNT } else { plan.new_namespaces & !ns::CGROUP },
         cgroup: groups.unified.as_ref().map(AsFd::as_fd),
+        sibling: false,
     };
-    let cloned = clone::clone_process(&options, || child::run(&prepared));
+    let cloned = clone::clone_process(&options, || match twice {
+        true => user::run(&prepared),
+        false => child::run(&prepared),
+    });
     if let Some(home) = home {
         // Going back to our own PID namespace cannot fail: it is an ancestor-or-self of the one we are in.
         clone::join(home.as_fd(), ns::PID).map_err(LaunchError::Clone)?;
@@ -221,6 +258,17 @@ fn programs(plan: &LaunchPlan) -> Vec<CString> {
 /// The overlay's options as one text. A mount's data is one page; the trailing NUL is part of it.
 fn overlay_options(plan: &LaunchPlan) -> Result<Option<CString>, LaunchError> {
     let Some(Rootfs::Overlay { lower, upper, work }) = &plan.rootfs else { return Ok(None) };
+    let mut text = lower_directories(lower);
+    for (key, value) in [(&b",upperdir="[..], upper), (b",workdir=", work)] {
+        text.extend_from_slice(key);
+        text.extend_from_slice(value.as_bytes());
+    }
+    text.extend_from_slice(b",volatile");
+    mount_data(text).map(Some)
+}
+
+/// The layers of an overlay, topmost first.
+fn lower_directories(lower: &[CString]) -> Vec<u8> {
     let mut text = b"lowerdir=".to_vec();
     for (index, layer) in lower.iter().enumerate() {
         if index > 0 {
@@ -228,13 +276,12 @@ fn overlay_options(plan: &LaunchPlan) -> Result<Option<CString>, LaunchError> {
         }
         text.extend_from_slice(layer.as_bytes());
     }
-    for (key, value) in [(&b",upperdir="[..], upper), (b",workdir=", work)] {
-        text.extend_from_slice(key);
-        text.extend_from_slice(value.as_bytes());
-    }
-    text.extend_from_slice(b",volatile");
+    text
+}
+
+fn mount_data(text: Vec<u8>) -> Result<CString, LaunchError> {
     if text.len() >= 4096 {
         return Err(LaunchError::BadPlan("the image has too many layers for one overlay mount"));
     }
-    CString::new(text).map(Some).map_err(|_| LaunchError::BadPlan("a layer's name has a NUL inside"))
+    CString::new(text).map_err(|_| LaunchError::BadPlan("a layer's name has a NUL inside"))
 }

@@ -20,7 +20,9 @@
 
 mod actor;
 mod base;
+mod cdi;
 mod create;
+mod devices;
 mod error;
 mod exec;
 mod files;
@@ -28,13 +30,16 @@ mod handle;
 mod host;
 mod monitor;
 mod netns;
+mod paths;
 mod recover;
 mod run_pod;
 mod shared;
 mod start;
 mod stats;
 mod stop_pod;
+mod user;
 mod view;
+mod volumes;
 
 pub use error::{PodError, chain};
 pub use exec::ExecOutput;

@@ -18,6 +18,7 @@ use crate::actor::ActorHandle;
 use crate::handle::PodsConfig;
 use crate::host::Host;
 use crate::monitor::Program;
+use crate::paths::Paths;
 use crate::stats::Usage;
 use crate::view::Views;
 
@@ -28,9 +29,13 @@ pub(crate) struct Shared {
     pub cni: Arc<Cni>,
     pub host: Host,
     pub program: Program,
+    /// Opens what the host's file systems hold.
+    pub paths: Paths,
     /// The base mount namespace.
     pub base: OwnedFd,
     pub null: OwnedFd,
+    /// Pods can have user namespaces; if not, why.
+    pub user_namespaces: Result<(), String>,
     pub views: Views,
     pub seccomp: SeccompCache,
     /// Tells daemons of one machine apart.
@@ -66,6 +71,7 @@ impl Shared {
         program: Program,
         base: OwnedFd,
         null: OwnedFd,
+        user_namespaces: Result<(), String>,
         instance: String,
     ) -> Shared {
         Shared {
@@ -75,8 +81,10 @@ impl Shared {
             cni,
             host,
             program,
+            paths: Paths::default(),
             base,
             null,
+            user_namespaces,
             views: Views::default(),
             seccomp: SeccompCache::default(),
             instance,
