@@ -7,6 +7,7 @@ use std::convert::Infallible;
 use std::ffi::CStr;
 use std::os::fd::AsFd;
 
+use bowline_launch_plan::LaunchPlan;
 use bowline_linux::clone;
 use bowline_linux::{exec, process};
 use rustix::fs::{Mode, OFlags};
@@ -52,11 +53,13 @@ pub(crate) fn run_inside(prepared: &Prepared<'_>) -> Infallible {
 fn walk(prepared: &Prepared<'_>) -> Outcome {
     let plan = prepared.request.plan;
     process::reset_signals();
-    join_cgroups(prepared)?;
-    // Only now: the namespace shows as its root whatever the process is in when it is made. `clone3` would make it before
-    // the v1 groups are joined.
-    if plan.new_namespaces & clone::ns::CGROUP != 0 {
-        clone::unshare(clone::ns::CGROUP).map_err(io_at(Stage::Namespace, 0))?;
+    if prepared.late.is_some() {
+        // Already here, since it is going to wait for its launcher.
+        die_with_launcher(prepared)?;
+        write_oom_score(prepared)?;
+    } else {
+        join_cgroups(prepared)?;
+        make_cgroup_namespace(plan)?;
     }
     crate::user::before_entering(prepared)?;
     go_on(prepared)
@@ -69,6 +72,32 @@ pub(crate) fn join_cgroups(prepared: &Prepared<'_>) -> Outcome {
         rustix::io::write(tasks, b"0").map_err(at(Stage::Cgroup, index))?;
     }
     Ok(())
+}
+
+/// After the groups were joined: the namespace shows as its root whatever the process is in when it is made. `clone3` would
+/// make it before.
+fn make_cgroup_namespace(plan: &LaunchPlan) -> Outcome {
+    if plan.new_namespaces & clone::ns::CGROUP == 0 {
+        return Ok(());
+    }
+    clone::unshare(clone::ns::CGROUP).map_err(io_at(Stage::Namespace, 0))
+}
+
+/// Waits until the launcher has made the cgroup v1 folders, and joins them; once.
+pub(crate) fn join_late_cgroups(prepared: &Prepared<'_>) -> Outcome {
+    let Some(late) = prepared.late.as_ref().filter(|late| !late.joined.get()) else { return Ok(()) };
+    let mut count = [0u8; 8];
+    rustix::io::retry_on_intr(|| rustix::io::read(&late.gate, &mut count)).map_err(at(Stage::Cgroup, 0))?;
+    for (index, (hierarchy, path)) in late.tasks.iter().enumerate() {
+        let root = prepared.launcher.hierarchies.get(usize::from(*hierarchy));
+        let root = root.ok_or(Errno::BADF).map_err(at(Stage::Cgroup, index))?;
+        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+        let tasks = rustix::fs::openat(root, path.as_c_str(), flags, Mode::empty());
+        let tasks = tasks.map_err(at(Stage::Cgroup, index))?;
+        rustix::io::write(&tasks, b"0").map_err(at(Stage::Cgroup, index))?;
+    }
+    late.joined.set(true);
+    make_cgroup_namespace(prepared.request.plan)
 }
 
 fn go_on(prepared: &Prepared<'_>) -> Outcome {

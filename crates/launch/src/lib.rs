@@ -3,10 +3,11 @@
 //! ```text
 //!   launch()                      child
 //!   --------                      -----
-//!   make cgroups, write limits
+//!   make the v2 cgroup
 //!   lay out argv, paths, data
-//!   clone3 ---------------------> join cgroups (v1), namespaces
-//!                                 assemble the root: overlay, mount program, masks
+//!   clone3 ---------------------> namespaces
+//!   make v1 cgroups, limits       assemble the root: overlay, mount program, masks
+//!   open the gate --------------> join v1 cgroups: before the first mount of one
 //!                                 pivot_root
 //!                                 terminal, working directory
 //!   <------------- Console(fd) -- (terminal only)
@@ -144,8 +145,10 @@ pub(crate) struct Prepared<'a> {
     volumes: Vec<volume::Volume>,
     /// The root and the image volumes, where they are mounted before a user namespace is entered.
     outside: Outside,
-    /// `tasks` files of cgroup v1 folders to join.
+    /// `tasks` files of cgroup v1 folders to join at once.
     tasks: Vec<OwnedFd>,
+    /// Or such folders to join when they are there.
+    late: Option<LateCgroups>,
     sync: BorrowedFd<'a>,
     /// Ourselves, where the child is to die with us.
     launcher_process: Option<OwnedFd>,
@@ -158,11 +161,48 @@ pub(crate) struct Outside {
     volumes: Vec<std::cell::OnceCell<OwnedFd>>,
 }
 
+/// cgroup v1 folders that the launcher makes while the child assembles its root: nine of them take it about as long.
+/// What the child allocates in the kernel before it joins is charged to its launcher.
+pub(crate) struct LateCgroups {
+    /// An eventfd: readable once all of them are there.
+    gate: OwnedFd,
+    /// `tasks` files: hierarchy, path.
+    tasks: Vec<(u8, CString)>,
+    /// The child is in.
+    joined: std::cell::Cell<bool>,
+}
+
+impl LateCgroups {
+    fn new(launcher: &Launcher<'_>, plan: &LaunchPlan) -> Result<Option<LateCgroups>, LaunchError> {
+        let tasks = cgroups::tasks_paths(launcher, plan)?;
+        // The child waits, so it must die with the launcher; a process that joins a running container has nothing else
+        // to do meanwhile.
+        if tasks.is_empty() || !launcher.tie_to_launcher || launcher.user.is_some() || plan.rootfs.is_none() {
+            return Ok(None);
+        }
+        let gate = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC);
+        let gate = gate.map_err(|errno| LaunchError::Clone(errno.into()))?;
+        Ok(Some(LateCgroups { gate, tasks, joined: std::cell::Cell::new(false) }))
+    }
+
+    /// The launcher's part.
+    fn make(&self, launcher: &Launcher<'_>, plan: &LaunchPlan) -> Result<(), LaunchError> {
+        cgroups::prepare_version_1(launcher, plan)?;
+        rustix::io::write(&self.gate, &1u64.to_ne_bytes())
+            .map_err(|errno| LaunchError::Clone(errno.into()))?;
+        Ok(())
+    }
+}
+
 /// Launches the process of a plan.
 pub fn launch(launcher: &Launcher<'_>, request: &Request<'_>) -> Result<Launched, LaunchError> {
     let plan = request.plan;
     check(request)?;
-    let groups = cgroups::prepare(launcher, plan)?;
+    let late = LateCgroups::new(launcher, plan)?;
+    let groups = match late {
+        Some(_) => cgroups::prepare_unified(launcher, plan)?,
+        None => cgroups::prepare(launcher, plan)?,
+    };
     let (ours, theirs) = bowline_linux::message::pair().map_err(LaunchError::Clone)?;
     let volumes = volume::lay_out(plan)?;
     let prepared = Prepared {
@@ -178,6 +218,7 @@ pub fn launch(launcher: &Launcher<'_>, request: &Request<'_>) -> Result<Launched
         },
         volumes,
         tasks: groups.tasks,
+        late,
         sync: theirs.as_fd(),
         launcher_process: if launcher.tie_to_launcher { Some(ourselves()?) } else { None },
     };
@@ -198,8 +239,20 @@ pub fn launch(launcher: &Launcher<'_>, request: &Request<'_>) -> Result<Launched
         clone::join(home.as_fd(), ns::PID).map_err(LaunchError::Clone)?;
     }
     let process = cloned.map_err(LaunchError::Clone)?;
-    drop(prepared);
+    if let Some(late) = &prepared.late
+        && let Err(error) = late.make(launcher, plan)
+    {
+        end(&process);
+        return Err(error);
+    }
     Ok(Launched { process, sync: ours })
+}
+
+/// Ends a child that waits for what will not come.
+fn end(process: &Cloned) {
+    let _ = rustix::process::pidfd_send_signal(&process.pidfd, rustix::process::Signal::KILL);
+    let of = rustix::process::WaitId::PidFd(process.pidfd.as_fd());
+    let _ = rustix::process::waitid(of, rustix::process::WaitIdOptions::EXITED);
 }
 
 fn check(request: &Request<'_>) -> Result<(), LaunchError> {

@@ -33,13 +33,23 @@ pub(crate) fn assemble(prepared: &Prepared<'_>) -> Result<OwnedFd, Failure> {
     }
     let root = mount_root(prepared)?;
     let mut masks = Masks::default();
-    for index in 0..plan.steps.len() {
+    for (index, step) in plan.steps.iter().enumerate() {
+        if mounts_cgroup(step) {
+            crate::child::join_late_cgroups(prepared)?;
+        }
         run(prepared, root.as_fd(), index, &mut masks).map_err(at(Stage::Step, index))?;
     }
     if plan.create_cwd {
         find_or_make(root.as_fd(), &plan.cwd, Make::Dir).map_err(at(Stage::WorkingDirectory, 0))?;
     }
+    crate::child::join_late_cgroups(prepared)?;
     Ok(root)
+}
+
+/// What a mount of cgroups shows depends on where the process is.
+fn mounts_cgroup(step: &Step) -> bool {
+    let Step::Mount { source: Source::New { fstype, .. }, .. } = step else { return false };
+    fstype.to_bytes().starts_with(b"cgroup")
 }
 
 fn mount_root(prepared: &Prepared<'_>) -> Result<OwnedFd, Failure> {
