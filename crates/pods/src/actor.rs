@@ -21,6 +21,7 @@ use tokio::time::Instant;
 
 use crate::create::{Made, Order};
 use crate::error::doing;
+use crate::events::PodEventKind;
 use crate::exec::Ticket;
 use crate::monitor::{Heard, Monitor};
 use crate::shared::{Shared, blocking, now, random_id};
@@ -175,12 +176,15 @@ pub(crate) fn spawn(shared: Arc<Shared>, id: SandboxId, spec: Arc<PodSpec>) -> A
             Ok(up) => {
                 let actor = Actor::new(shared, spec, up.record, Some((up.monitor, up.heard)), receiver);
                 actor.show();
+                actor.tell(PodEventKind::Created);
+                actor.tell(PodEventKind::Started);
                 tell.send_replace(Some(Ok(())));
                 actor.serve().await;
             }
             Err((error, Some(record))) => {
                 let actor = Actor::new(shared, spec, record, None, receiver);
                 actor.show();
+                actor.tell(PodEventKind::Created);
                 tell.send_replace(Some(Err(error)));
                 actor.serve().await;
             }
@@ -368,6 +372,11 @@ impl Actor {
             monitor: if self.monitor.is_some() { self.record.monitor } else { 0 },
             cgroup: self.record.cgroup.as_str().into(),
         });
+    }
+
+    /// Tells of the pod itself; the record and the view come first.
+    fn tell(&self, kind: PodEventKind) {
+        self.shared.events.pod(&self.shared.views, kind, &self.record.id, None);
     }
 
     fn record_pod(&self) {

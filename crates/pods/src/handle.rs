@@ -13,12 +13,13 @@ use tokio::sync::oneshot;
 
 use crate::actor::{self, ActorHandle, Command};
 use crate::error::doing;
+use crate::events::Subscription;
 use crate::exec::{ExecOutput, exec_sync};
 use crate::host::Host;
 use crate::monitor::Program;
 use crate::shared::{Shared, blocking, now, random_id};
-use crate::stats::{self, Stats};
-use crate::view::{ContainerView, Views};
+use crate::stats::{self, PodFigures, PodStats, Sources, Stats};
+use crate::view::{ContainerView, PodView, Views};
 use crate::{PodError, base, recover};
 
 /// How pods are set up.
@@ -233,8 +234,33 @@ impl Pods {
     }
 
     /// What these containers use; those that could not be read are left out.
-    pub async fn stats(&self, containers: &[Arc<ContainerView>]) -> Vec<(Arc<ContainerView>, Stats)> {
+    pub async fn stats(&self, containers: Vec<Arc<ContainerView>>) -> Vec<(Arc<ContainerView>, Stats)> {
         stats::stats(&self.0, containers).await
+    }
+
+    /// What these pods use, with those of their running containers that could be read.
+    pub async fn pod_stats(&self, pods: Vec<Arc<PodView>>) -> Vec<(Arc<PodView>, PodStats)> {
+        stats::pod_stats(&self.0, pods).await
+    }
+
+    /// Everything about these pods and their running containers that there is a metric for.
+    pub async fn figures(&self, pods: Vec<Arc<PodView>>) -> Vec<PodFigures> {
+        stats::figures(&self.0, pods).await
+    }
+
+    /// Which of these figures this host has.
+    pub fn sources(&self) -> Sources {
+        Sources::of(&self.0.host)
+    }
+
+    /// Listens to what happens from now on.
+    pub fn events(&self) -> Subscription {
+        self.0.events.subscribe()
+    }
+
+    /// Ends the streams of all who listen: the daemon goes down, and waits for nobody who waits for ever.
+    pub fn end_events(&self) {
+        self.0.events.close();
     }
 
     /// The OCI runtime spec of a container, as JSON.

@@ -22,6 +22,7 @@ mod actor;
 mod base;
 mod create;
 mod error;
+mod events;
 mod exec;
 mod files;
 mod handle;
@@ -37,8 +38,12 @@ mod stop_pod;
 mod view;
 
 pub use error::{PodError, chain};
+pub use events::{NextEvent, PodEvent, PodEventKind, Subscription};
 pub use exec::ExecOutput;
 pub use handle::{Pods, PodsConfig};
 pub use host::{Host, cgroups};
-pub use stats::{MemoryStats, Stats, WritableStats};
+pub use stats::{
+    BlockIo, ContainerFigures, Disk, Figures, GroupStats, HugePages, InterfaceStats, MemoryStats, PodFigures,
+    PodStats, Pressure, Psi, PsiLine, Sources, Stats, SwapStats, WritableStats,
+};
 pub use view::{ContainerView, PodView, Views};

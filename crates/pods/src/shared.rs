@@ -15,10 +15,11 @@ use bowline_store::Store;
 use tokio::sync::Notify;
 
 use crate::actor::ActorHandle;
+use crate::events::Events;
 use crate::handle::PodsConfig;
 use crate::host::Host;
 use crate::monitor::Program;
-use crate::stats::Usage;
+use crate::stats::{Rates, Usage};
 use crate::view::Views;
 
 pub(crate) struct Shared {
@@ -37,6 +38,8 @@ pub(crate) struct Shared {
     pub instance: String,
     pub actors: Mutex<Actors>,
     pub usage: Usage,
+    pub rates: Rates,
+    pub events: Events,
     /// Wakes the reaper of links.
     pub dying_links: Notify,
     /// Network namespaces of pods that are down, kept until their links are gone too.
@@ -82,6 +85,8 @@ impl Shared {
             instance,
             actors: Mutex::default(),
             usage: Usage::default(),
+            rates: Rates::default(),
+            events: Events::default(),
             dying_links: Notify::new(),
             dying_namespaces: Mutex::default(),
             unreadable: std::sync::atomic::AtomicBool::new(false),

@@ -115,8 +115,9 @@ impl Views {
         self.write(|maps| maps.pods.insert(view.id.clone(), Arc::new(view)));
     }
 
-    pub(crate) fn remove_pod(&self, id: &SandboxId) {
-        self.write(|maps| maps.pods.remove(id));
+    /// Gives what was last seen.
+    pub(crate) fn remove_pod(&self, id: &SandboxId) -> Option<Arc<PodView>> {
+        self.write(|maps| maps.pods.remove(id))
     }
 
     pub(crate) fn put_container(&self, view: ContainerView) {
@@ -131,8 +132,8 @@ impl Views {
         look(&self.0.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn write<T>(&self, change: impl FnOnce(&mut Maps) -> T) {
-        change(&mut self.0.write().unwrap_or_else(PoisonError::into_inner));
+    fn write<T>(&self, change: impl FnOnce(&mut Maps) -> T) -> T {
+        change(&mut self.0.write().unwrap_or_else(PoisonError::into_inner))
     }
 }
 

@@ -94,6 +94,7 @@ impl Actor {
             Ok(made) => {
                 let id = made.record.id.clone();
                 self.put(made.record, Life::Created, Some(Arc::new(made.compiled)));
+                self.tell_of(&id, PodEventKind::Created);
                 Ok(id)
             }
             Err(error) => {
@@ -137,7 +138,7 @@ impl Actor {
         let Some(container) = self.containers.get_mut(id) else { return };
         let Ok((life, effects)) = container.life.on(event) else { return };
         let changed = life != container.life;
-        container.life = life;
+        let before = std::mem::replace(&mut container.life, life);
         for effect in effects {
             match effect {
                 Effect::Record => self.record_container(id),
@@ -153,8 +154,29 @@ impl Actor {
         }
         if changed {
             self.show_container(id);
+            self.tell_change(id, &before);
             self.answer_ended(id);
         }
+    }
+
+    /// Tells of what a container's life came to. An end that is heard of before the start tells of both.
+    fn tell_change(&self, id: &ContainerId, before: &Life) {
+        let Some(container) = self.containers.get(id) else { return };
+        let ran = |life: &Life| match life {
+            Life::Created | Life::Starting { .. } => false,
+            Life::Running { .. } | Life::Stopping { .. } => true,
+            Life::Exited { started_at, .. } => *started_at != 0,
+        };
+        if !ran(before) && ran(&container.life) {
+            self.tell_of(id, PodEventKind::Started);
+        }
+        if matches!(container.life, Life::Exited { .. }) && !matches!(before, Life::Exited { .. }) {
+            self.tell_of(id, PodEventKind::Stopped);
+        }
+    }
+
+    fn tell_of(&self, id: &ContainerId, kind: PodEventKind) {
+        self.shared.events.container(&self.shared.views, kind, &self.record.id, id);
     }
 
     fn answer_ended(&mut self, id: &ContainerId) {
@@ -396,6 +418,7 @@ impl Actor {
                     .map_err(doing("remove the container's files"))?;
                 shared.images.release(&record.id.to_string());
                 shared.usage.forget(&record.id);
+                shared.rates.forget(&record.cgroup);
                 Ok(())
             });
             let result = result.await;
@@ -415,6 +438,7 @@ impl Actor {
             self.slots.remove(&container.record.slot);
             self.containers.remove(id);
             self.shared.views.remove_container(id);
+            self.tell_of(id, PodEventKind::Deleted);
         }
         for reply in waiting {
             let _ = reply.send(result.clone());

@@ -65,6 +65,7 @@ impl Actor {
 
     pub(super) fn taken_down(&mut self, result: Result<(), PodError>) {
         self.taking_down = false;
+        let was_ready = self.record.life == PodLife::Ready;
         match &result {
             Ok(()) => {
                 self.record.cleaned = true;
@@ -80,6 +81,9 @@ impl Actor {
             self.record_pod();
         }
         self.show();
+        if was_ready {
+            self.tell(PodEventKind::Stopped);
+        }
         for reply in self.stop_waiting.drain(..) {
             let _ = reply.send(result.clone());
         }
@@ -96,7 +100,10 @@ impl Actor {
             let removed = self.shared.store.remove_pod(&self.record.id);
             match removed.map_err(doing("remove the pod's record")) {
                 Ok(()) => {
-                    self.shared.views.remove_pod(&self.record.id);
+                    let (views, id) = (&self.shared.views, &self.record.id);
+                    let last = views.remove_pod(id);
+                    self.shared.events.pod(views, PodEventKind::Deleted, id, last);
+                    self.shared.rates.forget(&self.record.cgroup);
                     self.gone = true;
                 }
                 Err(error) => {
@@ -127,6 +134,7 @@ impl Actor {
             return;
         }
         tracing::error!(pod = %self.record.id, pid = self.record.monitor, "the pod's monitor is gone");
+        let was_ready = self.record.life == PodLife::Ready;
         self.record.life = PodLife::NotReady;
         self.record_pod();
         self.show();
@@ -141,6 +149,9 @@ impl Actor {
             let exit = exit_without_monitor(&self.shared, &container.record);
             kill_leftovers(&self.shared, &container.record.cgroup);
             self.happen(&id, Event::Ended { started_at: 0, exit });
+        }
+        if was_ready {
+            self.tell(PodEventKind::Stopped);
         }
     }
 }
