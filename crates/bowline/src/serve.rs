@@ -198,6 +198,8 @@ async fn serve_until_signal(
         tracing::debug!(%error, "the socket was removed by somebody else");
     }
     if ended_early.is_none() {
+        // Streams of events end by themselves only with us.
+        pods.end_events();
         let _ = stop.send(());
         if tokio::time::timeout(DRAIN, &mut serving).await.is_err() {
             serving.abort();

@@ -16,11 +16,13 @@
 
 pub mod admin;
 mod answer;
+mod batches;
 mod codes;
 mod container_stats;
 mod container_status;
 mod convert;
 mod create_container;
+mod events;
 mod exec_sync;
 mod find;
 mod image;
@@ -29,6 +31,8 @@ mod image_status;
 mod list_containers;
 mod list_images;
 mod list_pod_sandbox;
+mod metrics;
+mod pod_sandbox_stats;
 mod pod_sandbox_status;
 mod pull_image;
 mod run_pod_sandbox;
@@ -36,6 +40,7 @@ mod runtime;
 mod status;
 mod stop_container;
 mod update_container_resources;
+mod update_pod_sandbox_resources;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -34,6 +34,8 @@ fn info(pod: &PodView) -> Value {
         "runtimeHandler": pod.spec.runtime_handler,
         "runtimeType": "bowline",
         "cgroup": &*pod.cgroup,
+        "overhead": pod.resources.overhead,
+        "resources": pod.resources.sum,
         "cniResult": serde_json::from_str::<Value>(&pod.cni_result).unwrap_or(Value::Null),
         "runtimeSpec": {
             "hostname": pod.spec.hostname,

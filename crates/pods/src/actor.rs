@@ -73,6 +73,11 @@ pub(crate) enum Command {
         resources: Box<Resources>,
         reply: Reply<()>,
     },
+    UpdatePod {
+        overhead: Option<Box<Resources>>,
+        sum: Option<Box<Resources>>,
+        reply: Reply<()>,
+    },
     StopPod {
         reply: Reply<()>,
     },
@@ -296,6 +301,7 @@ impl Actor {
             Command::ReopenLog { id, reply } => self.reopen_log(&id, reply),
             Command::Exec { id, reply } => drop(reply.send(self.ticket(&id))),
             Command::Update { id, resources, reply } => self.update(&id, *resources, reply),
+            Command::UpdatePod { overhead, sum, reply } => self.update_pod(overhead, sum, reply),
             Command::StopPod { reply } => self.stop_pod(reply),
             Command::RemovePod { reply } => self.remove_pod(reply),
             Command::Quiesce { reply } => self.quiesce.push(reply),
@@ -371,6 +377,7 @@ impl Actor {
             cni_result: network.map_or("", |network| &network.result).into(),
             monitor: if self.monitor.is_some() { self.record.monitor } else { 0 },
             cgroup: self.record.cgroup.as_str().into(),
+            resources: self.record.resources.clone(),
         });
     }
 

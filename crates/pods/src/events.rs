@@ -171,6 +171,7 @@ mod tests {
             cni_result: "".into(),
             monitor: 0,
             cgroup: "".into(),
+            resources: Default::default(),
         }
     }
 

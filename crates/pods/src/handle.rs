@@ -233,6 +233,19 @@ impl Pods {
         ask(&actor, |reply| Command::Update { id: id.clone(), resources: Box::new(resources), reply }).await
     }
 
+    /// Takes note of what a whole pod is to have; its cgroup is whose parent it is.
+    pub async fn update_pod_resources(
+        &self,
+        id: &SandboxId,
+        overhead: Option<Resources>,
+        sum: Option<Resources>,
+    ) -> Result<(), PodError> {
+        let missing = || PodError::NotFound { what: "pod sandbox", id: id.to_string() };
+        let actor = self.actor(id).ok_or_else(missing)?;
+        let (overhead, sum) = (overhead.map(Box::new), sum.map(Box::new));
+        ask(&actor, |reply| Command::UpdatePod { overhead, sum, reply }).await
+    }
+
     /// What these containers use; those that could not be read are left out.
     pub async fn stats(&self, containers: Vec<Arc<ContainerView>>) -> Vec<(Arc<ContainerView>, Stats)> {
         stats::stats(&self.0, containers).await

@@ -57,6 +57,7 @@ pub(crate) async fn bring_up(
         network: None,
         monitor: 0,
         cgroup_made: missing_folders(shared, &cgroup),
+        resources: Default::default(),
         cgroup,
     };
     match steps(shared, record.clone()).await {

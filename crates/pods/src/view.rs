@@ -9,7 +9,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use bowline_model::container::Life;
 use bowline_model::spec::{ContainerSpec, PodSpec};
 use bowline_model::{ContainerId, SandboxId, Signal};
-use bowline_store::{ImageRecord, UserRecord};
+use bowline_store::{ImageRecord, PodResources, UserRecord};
 
 use crate::PodError;
 
@@ -32,6 +32,8 @@ pub struct PodView {
     pub monitor: i32,
     /// Its cgroup below the root of each hierarchy.
     pub cgroup: Arc<str>,
+    /// What it is to have altogether.
+    pub resources: PodResources,
 }
 
 /// A container.

@@ -18,6 +18,28 @@ impl Actor {
         self.begin_stopping();
     }
 
+    /// Takes note of what the pod is to have; what the call leaves out stays.
+    pub(super) fn update_pod(
+        &mut self,
+        overhead: Option<Box<Resources>>,
+        sum: Option<Box<Resources>>,
+        reply: Reply<()>,
+    ) {
+        let before = self.record.resources.clone();
+        if let Some(overhead) = overhead {
+            self.record.resources.overhead = *overhead;
+        }
+        if let Some(sum) = sum {
+            self.record.resources.sum = *sum;
+        }
+        let written = self.shared.store.write_pod(&self.record).map_err(doing("record the pod's resources"));
+        match &written {
+            Ok(()) => self.show(),
+            Err(_) => self.record.resources = before,
+        }
+        let _ = reply.send(written);
+    }
+
     fn begin_stopping(&mut self) {
         if self.stopping {
             return;
