@@ -27,7 +27,7 @@ use crate::monitor::{Heard, Monitor};
 use crate::shared::{Shared, blocking, now, random_id};
 use crate::start::{Started, start};
 use crate::view::PodView;
-use crate::{PodError, run_pod, stop_pod};
+use crate::{PodError, operations, run_pod, stop_pod};
 
 mod containers;
 mod pod;
@@ -139,6 +139,8 @@ pub(crate) struct Container {
     /// The removal itself runs.
     removal: bool,
     wake_at: Option<i64>,
+    /// The stop that is under way.
+    stop: Option<operations::Guard>,
 }
 
 /// A container on its way to be.
@@ -177,7 +179,9 @@ pub(crate) fn spawn(shared: Arc<Shared>, id: SandboxId, spec: Arc<PodSpec>) -> A
     let (tell, born) = watch::channel(None);
     let handle = ActorHandle { id: id.clone(), spec: spec.clone(), commands, born };
     tokio::spawn(async move {
-        match run_pod::bring_up(&shared, &id, &spec).await {
+        let up = run_pod::bring_up(&shared, &id, &spec);
+        let up = shared.operations.run("RunPodSandbox", &id, &spec.metadata.name, up);
+        match up.await {
             Ok(up) => {
                 let actor = Actor::new(shared, spec, up.record, Some((up.monitor, up.heard)), receiver);
                 actor.show();

@@ -17,6 +17,7 @@ use crate::events::Subscription;
 use crate::exec::{ExecOutput, exec_sync};
 use crate::host::Host;
 use crate::monitor::Program;
+use crate::operations::{Operation, Timing};
 use crate::shared::{Shared, blocking, now, random_id};
 use crate::stats::{self, PodFigures, PodStats, Sources, Stats};
 use crate::view::{ContainerView, PodView, Views};
@@ -224,6 +225,8 @@ impl Pods {
     ) -> Result<ExecOutput, PodError> {
         let actor = self.actor_of(id)?;
         let ticket = ask(&actor, |reply| Command::Exec { id: id.clone(), reply }).await?;
+        // The command line may hold secrets; the container is enough.
+        let _stay = self.0.operations.begin("ExecSync", id, "");
         exec_sync(ticket, command, timeout).await
     }
 
@@ -264,6 +267,21 @@ impl Pods {
     /// Which of these figures this host has.
     pub fn sources(&self) -> Sources {
         Sources::of(&self.0.host)
+    }
+
+    /// What is under way, the oldest first.
+    pub fn operations(&self) -> Vec<Operation> {
+        self.0.operations.list()
+    }
+
+    /// What operations and their stages took so far, by kind and stage; the empty stage is the whole operation.
+    pub fn timings(&self) -> Vec<(&'static str, &'static str, Timing)> {
+        self.0.operations.timings()
+    }
+
+    /// How many events there were, and how many listen.
+    pub fn event_counts(&self) -> (u64, usize) {
+        (self.0.events.count(), self.0.events.readers())
     }
 
     /// Listens to what happens from now on.

@@ -29,6 +29,7 @@ mod handle;
 mod host;
 mod monitor;
 mod netns;
+mod operations;
 mod recover;
 mod run_pod;
 mod shared;
@@ -42,6 +43,7 @@ pub use events::{NextEvent, PodEvent, PodEventKind, Subscription};
 pub use exec::ExecOutput;
 pub use handle::{Pods, PodsConfig};
 pub use host::{Host, cgroups};
+pub use operations::{BOUNDS_MS, Operation, Timing};
 pub use stats::{
     BlockIo, ContainerFigures, Disk, Figures, GroupStats, HugePages, InterfaceStats, MemoryStats, PodFigures,
     PodStats, Pressure, Psi, PsiLine, Sources, Stats, SwapStats, WritableStats,

@@ -26,6 +26,7 @@ use tokio::sync::mpsc;
 use crate::error::doing;
 use crate::files::{self, PodFiles};
 use crate::monitor::{self, Heard, Monitor};
+use crate::operations::stage;
 use crate::shared::{Shared, blocking};
 use crate::{PodError, netns};
 
@@ -128,6 +129,7 @@ async fn steps(shared: &Arc<Shared>, mut record: PodRecord) -> Result<Up, PodErr
     let own_network = record.spec.security.namespaces.network != NamespaceMode::Node;
     // The intent comes first: whatever is made from here on can be found again by the id that it holds.
     let files = {
+        let _stage = stage("prepare");
         let (shared, record) = (shared.clone(), record.clone());
         blocking("prepare the pod", move || {
             shared.store.write_pod(&record).map_err(doing("record the pod"))?;
@@ -152,6 +154,7 @@ async fn steps(shared: &Arc<Shared>, mut record: PodRecord) -> Result<Up, PodErr
     let (attached, set_up) = tokio::join!(attach, setup);
     record.network = attached?;
     set_up?;
+    let _stage = stage("commit");
     {
         let (shared, record) = (shared.clone(), record.clone());
         blocking("write the pod's files", move || {
@@ -188,6 +191,7 @@ async fn start_monitor(
     shared: &Arc<Shared>,
     id: &SandboxId,
 ) -> Result<(Arc<Monitor>, mpsc::Receiver<Heard>, i32), PodError> {
+    let _stage = stage("start the monitor");
     let (child, socket) = {
         let (shared, id) = (shared.clone(), id.to_string());
         blocking("start the pod's monitor", move || {
@@ -209,6 +213,7 @@ async fn attach(
     network: Option<Arc<OwnedFd>>,
 ) -> Result<Option<NetworkRecord>, PodError> {
     let Some(network) = network else { return Ok(None) };
+    let _stage = stage("attach to the network");
     let (shared, id, spec) = (shared.clone(), record.id.clone(), record.spec.clone());
     let cgroup = format!("/{}", record.cgroup);
     blocking("attach the pod to the network", move || {
@@ -282,6 +287,7 @@ async fn set_up(
     files: &PodFiles,
     network: Option<&OwnedFd>,
 ) -> Result<(), PodError> {
+    let _stage = stage("set the monitor up");
     let namespaces = &record.spec.security.namespaces;
     let host_network = namespaces.network == NamespaceMode::Node;
     let own_ipc = namespaces.ipc != NamespaceMode::Node;

@@ -19,6 +19,7 @@ use crate::events::Events;
 use crate::handle::PodsConfig;
 use crate::host::Host;
 use crate::monitor::Program;
+use crate::operations::Operations;
 use crate::stats::{Rates, Usage};
 use crate::view::Views;
 
@@ -40,6 +41,7 @@ pub(crate) struct Shared {
     pub usage: Usage,
     pub rates: Rates,
     pub events: Events,
+    pub operations: Operations,
     /// Wakes the reaper of links.
     pub dying_links: Notify,
     /// Network namespaces of pods that are down, kept until their links are gone too.
@@ -87,6 +89,7 @@ impl Shared {
             usage: Usage::default(),
             rates: Rates::default(),
             events: Events::default(),
+            operations: Operations::default(),
             dying_links: Notify::new(),
             dying_namespaces: Mutex::default(),
             unreadable: std::sync::atomic::AtomicBool::new(false),

@@ -20,6 +20,7 @@ use rustix::mount::{OpenTreeFlags, open_tree};
 use crate::PodError;
 use crate::error::doing;
 use crate::monitor::{Monitor, sealed};
+use crate::operations::stage;
 use crate::shared::{Shared, blocking, now};
 
 /// How long the host's file systems may take to hand out the volumes and the log file.
@@ -40,6 +41,7 @@ pub(crate) async fn start(
     pids: Pids,
 ) -> Result<Started, (Exit, PodError)> {
     let failed = |error: PodError| (exit(&error), error);
+    let opening = stage("open volumes and log");
     let opened = {
         let (record, compiled) = (record.clone(), compiled.clone());
         blocking("open the container's volumes", move || open_all(&record, &compiled))
@@ -54,6 +56,8 @@ pub(crate) async fn start(
             return Err(failed(PodError::Deadline(text)));
         }
     };
+    drop(opening);
+    let _stage = stage("launch");
     let launch = Launch {
         container: *record.id.as_bytes(),
         slot: record.slot,

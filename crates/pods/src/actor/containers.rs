@@ -65,9 +65,12 @@ impl Actor {
         };
         self.creating.insert(key.clone(), Creating { spec: Arc::new(spec), slot, waiting: vec![reply] });
         let (shared, pod) = (self.shared.clone(), self.record.clone());
+        let operations = self.shared.operations.clone();
         self.tasks.spawn(async move {
+            let id = order.id.clone();
             let made = blocking("create a container", move || crate::create::create(&shared, &pod, order));
-            Done::Created { key, result: made.await.map(Box::new) }
+            let made = operations.run("CreateContainer", &id, &key.0, made).await;
+            Done::Created { key, result: made.map(Box::new) }
         });
         Ok(())
     }
@@ -126,6 +129,7 @@ impl Actor {
             removing: Vec::new(),
             removal: false,
             wake_at,
+            stop: None,
         };
         self.containers.insert(id.clone(), container);
         self.show_container(&id);
@@ -183,6 +187,7 @@ impl Actor {
         let Some(container) = self.containers.get_mut(id) else { return };
         if matches!(container.life, Life::Exited { .. }) {
             container.wake_at = None;
+            container.stop = None;
             container.plan = None;
             container.compiled = None;
             for reply in container.stopping.drain(..) {
@@ -251,6 +256,7 @@ impl Actor {
         let (record, shared) = (container.record.clone(), self.shared.clone());
         let (compiled, monitor) = (container.compiled.clone(), self.monitor.clone());
         let pids = pids(&self.spec, &container.spec);
+        let (operations, name) = (self.shared.operations.clone(), container.spec.name.clone());
         let id = id.clone();
         self.tasks.spawn(async move {
             let result = async {
@@ -273,7 +279,8 @@ impl Actor {
                 };
                 start(shared, monitor, record, compiled, pids.map_err(failed)?).await
             };
-            Done::Started { id, result: result.await }
+            let result = operations.run("StartContainer", &id, &name, result).await;
+            Done::Started { id, result }
         });
     }
 
@@ -331,6 +338,10 @@ impl Actor {
             return;
         }
         container.stopping.push(reply);
+        if container.stop.is_none() {
+            let stop = self.shared.operations.begin("StopContainer", id, &container.spec.name);
+            container.stop = Some(stop);
+        }
         self.end(id, kill_at);
     }
 
@@ -404,7 +415,9 @@ impl Actor {
         let (record, id) = (container.record.clone(), id.clone());
         let (images, image) = (self.shared.images.clone(), record.image.id.clone());
         let all_read = !self.shared.unreadable.load(std::sync::atomic::Ordering::Relaxed);
+        let stay = self.shared.operations.begin("RemoveContainer", &id, &record.spec.name);
         self.tasks.spawn(async move {
+            let _stay = stay;
             if let Some(monitor) = monitor.filter(|_| ran) {
                 let _ = monitor.call(Request::Forget { container: *id.as_bytes() }, &[]).await;
             }
@@ -497,7 +510,9 @@ impl Actor {
         }
         let running = container.life.is_live();
         let (shared, record, id) = (self.shared.clone(), container.record.clone(), id.clone());
+        let stay = self.shared.operations.begin("UpdateContainerResources", &id, &record.spec.name);
         self.tasks.spawn(async move {
+            let _stay = stay;
             let result = blocking("update a container's limits", move || {
                 crate::start::update(&shared, &record, &resources, running)
             });

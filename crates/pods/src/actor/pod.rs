@@ -75,7 +75,9 @@ impl Actor {
             let ran = self.containers.values().filter(|container| !matches!(container.life, Life::Created));
             let cgroups: Vec<String> = ran.map(|container| container.record.cgroup.clone()).collect();
             self.tasks.spawn(async move {
-                let result = stop_pod::take_down(&shared, &record, monitor, &cgroups).await;
+                let down = stop_pod::take_down(&shared, &record, monitor, &cgroups);
+                let name = &record.spec.metadata.name;
+                let result = shared.operations.run("StopPodSandbox", &record.id, name, down).await;
                 Done::TakenDown { result }
             });
             return;
