@@ -4,6 +4,7 @@
 mod archive;
 mod leftovers;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bowline_cri_proto::admin::admin_service_server::{AdminService, AdminServiceServer};
@@ -67,6 +68,15 @@ impl AdminService for AdminCalls {
     async fn leftovers(&self, _: Request<LeftoversRequest>) -> Result<Response<LeftoversResponse>, Status> {
         leftovers::leftovers(&self.pods).await.map(Response::new)
     }
+}
+
+/// How many leftovers there are of each kind.
+pub(crate) async fn leftover_counts(pods: &Pods) -> Result<BTreeMap<String, u64>, Status> {
+    let mut counts = BTreeMap::new();
+    for leftover in leftovers::leftovers(pods).await?.leftovers {
+        *counts.entry(leftover.kind).or_default() += 1;
+    }
+    Ok(counts)
 }
 
 fn under_way(operation: bowline_pods::Operation) -> Operation {

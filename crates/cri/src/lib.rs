@@ -17,6 +17,7 @@
 pub mod admin;
 mod answer;
 mod batches;
+mod calls;
 mod codes;
 mod container_stats;
 mod container_status;
@@ -34,6 +35,7 @@ mod list_pod_sandbox;
 mod metrics;
 mod pod_sandbox_stats;
 mod pod_sandbox_status;
+mod prometheus;
 mod pull_image;
 mod run_pod_sandbox;
 mod runtime;
@@ -50,6 +52,7 @@ use bowline_cri_proto::v1::runtime_service_server::RuntimeServiceServer;
 use bowline_pods::Pods;
 
 pub use image::ImageCalls;
+pub use prometheus::Exporter;
 pub use runtime::RuntimeCalls;
 
 /// The longest message either way: what the kubelet is ready to receive. A longer answer becomes an error that says so

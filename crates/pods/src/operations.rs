@@ -41,7 +41,8 @@ pub struct Timing {
 }
 
 impl Timing {
-    fn add(&mut self, took: Duration) {
+    /// Counts one that took so long.
+    pub fn add(&mut self, took: Duration) {
         let millis = took.as_secs_f64() * 1000.0;
         let range = BOUNDS_MS.iter().position(|bound| millis <= *bound as f64).unwrap_or(BOUNDS_MS.len());
         if let Some(count) = self.counts.get_mut(range) {
