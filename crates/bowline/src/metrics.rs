@@ -55,7 +55,10 @@ pub(crate) async fn serve(listener: TcpListener, exporter: Arc<Exporter>) {
     }
 }
 
-async fn answer(exporter: Arc<Exporter>, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+async fn answer(
+    exporter: Arc<Exporter>,
+    request: Request<Incoming>,
+) -> Result<Response<Full<Bytes>>, Infallible> {
     let known = request.uri().path() == "/metrics";
     let (status, text) = match (known, request.method()) {
         (true, &Method::GET) => (StatusCode::OK, exporter.text().await),

@@ -38,7 +38,11 @@ impl Exporter {
         calls(&mut page, &calls::counted());
         operations(&mut page, &self.pods);
         self.objects(&mut page);
-        page.head("bowline_leftovers", "gauge", "Objects with this daemon's mark that belong to no pod, at most a minute old.");
+        page.head(
+            "bowline_leftovers",
+            "gauge",
+            "Objects with this daemon's mark that belong to no pod, at most a minute old.",
+        );
         for (kind, count) in self.leftovers().await {
             page.row("bowline_leftovers", &[("kind", &kind)], count);
         }
@@ -53,11 +57,16 @@ impl Exporter {
         page.row("bowline_pods", &[("state", "ready")], ready);
         page.row("bowline_pods", &[("state", "not_ready")], pods.len() as u64 - ready);
         page.head("bowline_containers", "gauge", "Containers by state.");
-        let in_state = |wanted: fn(&Life) -> bool| containers.iter().filter(|one| wanted(&one.life)).count() as u64;
+        let in_state =
+            |wanted: fn(&Life) -> bool| containers.iter().filter(|one| wanted(&one.life)).count() as u64;
         let created = |life: &Life| matches!(life, Life::Created | Life::Starting { .. });
         page.row("bowline_containers", &[("state", "created")], in_state(created));
         page.row("bowline_containers", &[("state", "running")], in_state(|life| life.pid().is_some()));
-        page.row("bowline_containers", &[("state", "exited")], in_state(|life| matches!(life, Life::Exited { .. })));
+        page.row(
+            "bowline_containers",
+            &[("state", "exited")],
+            in_state(|life| matches!(life, Life::Exited { .. })),
+        );
         page.head("bowline_monitors", "gauge", "Monitors that answer.");
         let monitors = pods.iter().filter(|pod| pod.monitor != 0).count() as u64;
         page.row("bowline_monitors", &[], monitors);
@@ -81,7 +90,8 @@ impl Exporter {
         }
         // What cannot be looked at is no leftover.
         let counts = leftover_counts(&self.pods).await.unwrap_or_default();
-        *self.leftovers.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), counts.clone()));
+        *self.leftovers.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some((Instant::now(), counts.clone()));
         counts
     }
 }
@@ -170,7 +180,9 @@ mod tests {
         ];
         assert_eq!(page.0.lines().take(4).collect::<Vec<_>>(), expected);
         assert!(page.0.contains("le=\"30\"} 1\n") && page.0.contains("le=\"+Inf\"} 2\n"), "{}", page.0);
-        assert!(page.0.ends_with("x_seconds_sum{a=\"q\\\"\\n\"} 60.001\nx_seconds_count{a=\"q\\\"\\n\"} 2\n"));
+        assert!(
+            page.0.ends_with("x_seconds_sum{a=\"q\\\"\\n\"} 60.001\nx_seconds_count{a=\"q\\\"\\n\"} 2\n")
+        );
         let mut bare = Page::default();
         bare.row("x", &[], 3);
         assert_eq!(bare.0, "x 3\n");

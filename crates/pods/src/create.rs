@@ -366,11 +366,7 @@ fn make_writable_layer(shared: &Shared, record: &ContainerRecord) -> Result<(), 
                 let meta = fs::metadata(shared.images.layers_dir().join(top))?;
                 (meta.mode() & 0o7777, meta.uid(), meta.gid())
             }
-            None => {
-                // An overlay has at least one layer below.
-                fs::create_dir(folder.join("lower"))?;
-                (0o755, 0, 0)
-            }
+            None => (0o755, 0, 0),
         };
         std::os::unix::fs::chown(&upper, Some(uid), Some(gid))?;
         fs::set_permissions(&upper, fs::Permissions::from_mode(mode))
@@ -388,9 +384,7 @@ pub(crate) fn compile(
     let own = format!("../../pods/{}/containers/{}", record.pod, record.id);
     let mut lower: Vec<CString> =
         record.image.layers.iter().rev().map(|layer| name(layer.clone())).collect::<Result<_, _>>()?;
-    if lower.is_empty() {
-        lower.push(name(format!("{own}/lower"))?);
-    }
+    lower.push(name(format!("../../{}", crate::base::MOUNT_POINTS))?);
     let rootfs = RootfsSource::Overlay {
         lower,
         upper: name(format!("{own}/upper"))?,

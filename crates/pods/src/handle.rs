@@ -67,13 +67,14 @@ impl Pods {
                 .map_err(doing(format!("load the monitor program {}", config.monitor.display())))?;
             std::fs::create_dir_all(config.state.join("pods")).map_err(doing("make the state folder"))?;
             std::fs::create_dir_all(images.layers_dir()).map_err(doing("make the folder of layers"))?;
+            base::make_mount_points(&config.root).map_err(doing("make the layer of mount points"))?;
             let base = base::make(&config.root).map_err(doing("make the base mount namespace"))?;
             let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null");
             let null = null.map_err(doing("open /dev/null"))?.into();
             let instance = bowline_cni::InstanceTag::of_root(&config.root).as_str().to_owned();
             let shared = Shared::new(config, store, images, cni, host, program, base, null, instance);
-            let monitors = std::ffi::CString::new(format!("{}/monitors", shared.cgroup_root()))
-                .map_err(doing("name a cgroup"))?;
+            let monitors =
+                std::ffi::CString::new(shared.monitors_cgroup()).map_err(doing("name a cgroup"))?;
             for root in &shared.host.roots {
                 use std::os::fd::AsFd as _;
                 bowline_launch::make_cgroup(root.as_fd(), &monitors)

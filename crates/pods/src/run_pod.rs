@@ -1,14 +1,12 @@
 //! Bringing a pod up.
 //!
 //! ```text
-//!   record the intent --- state folder, socket, exits file
-//!        |
-//!        +-- network namespace --+-- CNI ADD ------------------+
-//!        |                       |                             |
-//!        +-- start the monitor --+-- setup (joins namespaces) -+-- hosts file -- commit -- record READY
+//!   record the intent, state folder --+-- CNI ADD -------------------+-- hosts file, record READY --+
+//!                                     |                              |                              |
+//!   network namespace ----------------+-- start and set up monitor --+-- commit --------------------+
 //! ```
 //!
-//! The two branches run side by side. Whatever fails, [`undo`] takes down what may be there, in reverse; every part of
+//! What stands below one another runs side by side. Whatever fails, [`undo`] takes down what may be there, in reverse; every part of
 //! it is harmless for what is not there. If the network cannot be given back, the sandbox stays, NOTREADY, so that
 //! its client stops and removes it later.
 
@@ -127,62 +125,86 @@ pub(crate) fn hostname(shared: &Shared, id: &SandboxId, spec: &PodSpec) -> Strin
 
 async fn steps(shared: &Arc<Shared>, mut record: PodRecord) -> Result<Up, PodError> {
     let own_network = record.spec.security.namespaces.network != NamespaceMode::Node;
-    // The intent comes first: whatever is made from here on can be found again by the id that it holds.
-    let files = {
-        let _stage = stage("prepare");
-        let (shared, record) = (shared.clone(), record.clone());
-        blocking("prepare the pod", move || {
-            shared.store.write_pod(&record).map_err(doing("record the pod"))?;
-            files::make(&shared.config.state, &record.id).map_err(doing("make the pod's state folder"))
-        })
-        .await?
+    // A namespace that only a descriptor keeps goes with us: it may come before the intent is recorded.
+    let network = async {
+        if !own_network {
+            return Ok(None);
+        }
+        let make = || netns::make().map_err(doing("make a network namespace"));
+        blocking("make a network namespace", make).await.map(|made| Some(Arc::new(made)))
     };
-    let network = if own_network {
-        let made =
-            blocking("make a network namespace", || netns::make().map_err(doing("make a network namespace")));
-        let (made, started) = tokio::join!(made, start_monitor(shared, &record.id));
-        (Some(Arc::new(made?)), started?)
-    } else {
-        (None, start_monitor(shared, &record.id).await?)
-    };
-    let (network, (monitor, heard, pid)) = network;
-    // The task that listens to the monitor keeps the connection; only hanging up ends both.
-    let mut uncommitted = Uncommitted(Some(monitor.clone()));
-    record.monitor = pid;
+    let (network, files) = tokio::join!(network, prepare(shared, &record));
+    let (network, files) = (network?, files?);
     let attach = attach(shared, &record, network.clone());
-    let setup = set_up(shared, &record, &monitor, &files, network.as_deref());
-    let (attached, set_up) = tokio::join!(attach, setup);
+    let monitor = monitor_with_setup(shared, &record, &files, network.as_deref());
+    let (attached, started) = tokio::join!(attach, monitor);
+    let (mut uncommitted, heard, pid) = started?;
+    record.monitor = pid;
     record.network = attached?;
-    set_up?;
+    let monitor = uncommitted.monitor.clone();
     let _stage = stage("commit");
-    {
-        let (shared, record) = (shared.clone(), record.clone());
-        blocking("write the pod's files", move || {
-            let ips = record.network.as_ref().map_or(&[][..], |network| &network.ips);
-            let hostname = hostname(&shared, &record.id, &record.spec);
-            files::write_names(&shared.config.state, &record.id, &record.spec, &hostname, ips)
-                .map_err(doing("write the pod's hosts file"))
-        })
-        .await?;
-    }
-    expect_done(monitor.call(Request::Commit, &[]).await, "commit the pod's monitor")?;
-    // From here on it stays when we go; a record that cannot be written still ends it.
+    // From here on it stays when we go: what is in its socket it reads before it sees the end. A record that cannot be
+    // written still ends it.
+    let commit = monitor.call(Request::Commit, &[]);
     record.life = PodLife::Ready;
-    if let Err(error) = shared.store.write_pod(&record) {
+    let written = {
+        let (shared, record) = (shared.clone(), record.clone());
+        blocking("record the pod", move || {
+            write_names(&shared, &record)?;
+            shared.store.write_pod(&record).map_err(doing("record the pod"))
+        })
+    };
+    let (committed, written) = tokio::join!(commit, written);
+    if let Err(error) = written.and(expect_done(committed, "commit the pod's monitor")) {
         let _ = monitor.call(Request::Shutdown, &[]).await;
-        return Err(doing("record the pod")(error));
+        return Err(error);
     }
-    uncommitted.0 = None;
+    uncommitted.armed = false;
     Ok(Up { record, monitor, heard })
 }
 
+/// The intent, and the pod's folder. The intent comes first: whatever is made from here on can be found again by the id
+/// that it holds.
+async fn prepare(shared: &Arc<Shared>, record: &PodRecord) -> Result<PodFiles, PodError> {
+    let _stage = stage("prepare");
+    let (shared, record) = (shared.clone(), record.clone());
+    blocking("prepare the pod", move || {
+        shared.store.write_pod(&record).map_err(doing("record the pod"))?;
+        files::make(&shared.config.state, &record.id).map_err(doing("make the pod's state folder"))
+    })
+    .await
+}
+
+async fn monitor_with_setup(
+    shared: &Arc<Shared>,
+    record: &PodRecord,
+    files: &PodFiles,
+    network: Option<&OwnedFd>,
+) -> Result<(Uncommitted, mpsc::Receiver<Heard>, i32), PodError> {
+    let (monitor, heard, pid) = start_monitor(shared, &record.id).await?;
+    // The task that listens to the monitor keeps the connection; only hanging up ends both.
+    let uncommitted = Uncommitted { monitor, armed: true };
+    set_up(shared, record, &uncommitted.monitor, files, network).await?;
+    Ok((uncommitted, heard, pid))
+}
+
+fn write_names(shared: &Shared, record: &PodRecord) -> Result<(), PodError> {
+    let ips = record.network.as_ref().map_or(&[][..], |network| &network.ips);
+    let hostname = hostname(shared, &record.id, &record.spec);
+    files::write_names(&shared.config.state, &record.id, &record.spec, &hostname, ips)
+        .map_err(doing("write the pod's hosts file"))
+}
+
 /// A monitor that must not outlive a failed start.
-struct Uncommitted(Option<Arc<Monitor>>);
+struct Uncommitted {
+    monitor: Arc<Monitor>,
+    armed: bool,
+}
 
 impl Drop for Uncommitted {
     fn drop(&mut self) {
-        if let Some(monitor) = &self.0 {
-            monitor.hang_up();
+        if self.armed {
+            self.monitor.hang_up();
         }
     }
 }
@@ -192,15 +214,18 @@ async fn start_monitor(
     id: &SandboxId,
 ) -> Result<(Arc<Monitor>, mpsc::Receiver<Heard>, i32), PodError> {
     let _stage = stage("start the monitor");
-    let (child, socket) = {
+    let (process, socket) = {
         let (shared, id) = (shared.clone(), id.to_string());
         blocking("start the pod's monitor", move || {
-            shared.program.start(&id).map_err(doing("start the pod's monitor"))
+            let cgroup = shared.monitors_folder().map_err(doing("open the monitors' cgroup"))?;
+            let cgroup = cgroup.as_ref().map(|folder| folder.as_fd());
+            let started = shared.program.start(&id, shared.null.as_fd(), cgroup);
+            started.map_err(doing("start the pod's monitor"))
         })
         .await?
     };
-    let pid = child.id().map_or(0, |pid| pid as i32);
-    monitor::reap(child);
+    let pid = process.pid;
+    monitor::reap(process);
     let (send, heard) = mpsc::channel(EVENTS);
     let monitor = Monitor::attach(socket, send).map_err(doing("talk to the pod's monitor"))?;
     Ok((monitor, heard, pid))
@@ -299,7 +324,10 @@ async fn set_up(
         .sysctls
         .iter()
         .map(|(name, value)| Ok((text(name.replace('.', "/"))?, text(value.clone())?)));
-    let monitors = format!("{}/monitors", shared.cgroup_root());
+    let monitors = text(shared.monitors_cgroup())?;
+    // It is born in the folder of cgroup v2.
+    let unified = shared.host.layout.unified();
+    let joined = (0..shared.host.roots.len() as u8).filter(|hierarchy| Some(*hierarchy) != unified);
     let setup = Setup {
         sandbox: record.id.to_string(),
         layers: text(format!("{}/images/layers", crate::base::STORE))?,
@@ -310,11 +338,9 @@ async fn set_up(
         shared_pids: namespaces.pid == NamespaceMode::Pod,
         sysctls: sysctls.collect::<Result<_, PodError>>()?,
         hierarchies: shared.host.roots.len() as u8,
-        unified: shared.host.layout.unified(),
+        unified,
         memory: shared.host.memory(),
-        cgroups: (0..shared.host.roots.len() as u8)
-            .map(|hierarchy| Ok(MonitorCgroup { hierarchy, path: text(monitors.clone())? }))
-            .collect::<Result<_, PodError>>()?,
+        cgroups: joined.map(|hierarchy| MonitorCgroup { hierarchy, path: monitors.clone() }).collect(),
     };
     let mut descriptors =
         vec![shared.base.as_fd(), files.exits.as_fd(), files.listener.as_fd(), shared.null.as_fd()];

@@ -20,7 +20,7 @@ use crate::handle::PodsConfig;
 use crate::host::Host;
 use crate::monitor::Program;
 use crate::operations::Operations;
-use crate::stats::{Rates, Usage};
+use crate::stats::{Files, Rates, Usage};
 use crate::view::Views;
 
 pub(crate) struct Shared {
@@ -40,6 +40,7 @@ pub(crate) struct Shared {
     pub actors: Mutex<Actors>,
     pub usage: Usage,
     pub rates: Rates,
+    pub files: Files,
     pub events: Events,
     pub operations: Operations,
     /// Wakes the reaper of links.
@@ -88,6 +89,7 @@ impl Shared {
             actors: Mutex::default(),
             usage: Usage::default(),
             rates: Rates::default(),
+            files: Files::default(),
             events: Events::default(),
             operations: Operations::default(),
             dying_links: Notify::new(),
@@ -113,6 +115,21 @@ impl Shared {
     /// A record from before counts for the order as well.
     pub fn seen_created(&self, at: i64) {
         self.last_created.fetch_max(at, Ordering::Relaxed);
+    }
+
+    /// The cgroup folder that monitors live in, below the root of each hierarchy.
+    pub fn monitors_cgroup(&self) -> String {
+        format!("{}/monitors", self.cgroup_root())
+    }
+
+    /// The same folder of cgroup v2, if this host has that hierarchy.
+    pub fn monitors_folder(&self) -> std::io::Result<Option<OwnedFd>> {
+        use rustix::fs::{Mode, OFlags};
+        let root = self.host.layout.unified().and_then(|number| self.host.roots.get(usize::from(number)));
+        let open = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
+        let folder =
+            root.map(|root| rustix::fs::openat(root, self.monitors_cgroup().as_str(), open, Mode::empty()));
+        Ok(folder.transpose()?)
     }
 
     /// The cgroup folder that holds everything of this daemon, below the root of each hierarchy.

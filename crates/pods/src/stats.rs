@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   group.rs      files of a cgroup, v1 and v2            figures.rs   all of it at once, for metrics
+//!   files.rs      those read often, kept open
 //!   processes.rs  /proc of those in it                    network.rs   interfaces of a pod
 //!   writable.rs   what was written, by a scan in the background
 //!   rate.rs       cores in use, from two readings
@@ -11,6 +12,7 @@
 //! list.
 
 mod figures;
+mod files;
 mod group;
 mod network;
 mod processes;
@@ -24,6 +26,7 @@ pub use group::{MemoryStats, Pressure, Psi, PsiLine, SwapStats};
 pub use network::InterfaceStats;
 pub use writable::WritableStats;
 
+pub(crate) use files::Files;
 pub(crate) use rate::Rates;
 pub(crate) use writable::Usage;
 
@@ -118,9 +121,12 @@ fn of_container(shared: &Arc<Shared>, view: &ContainerView) -> Option<Stats> {
 }
 
 fn of_group(shared: &Shared, cgroup: &Arc<str>) -> Option<GroupStats> {
-    let group = Group::new(&shared.host, cgroup);
+    let group = Group::kept(&shared.host, cgroup, &shared.files);
     let timestamp = now();
-    let cpu_usage_ns = group.cpu_usage_ns()?;
+    let Some(cpu_usage_ns) = group.cpu_usage_ns() else {
+        shared.files.forget(cgroup);
+        return None;
+    };
     let (memory, swap) = group.memory()?;
     Some(GroupStats {
         timestamp,

@@ -140,11 +140,15 @@ impl Actor {
     /// Lets something happen to a container, and does what follows from it.
     pub(super) fn happen(&mut self, id: &ContainerId, event: Event) {
         let Some(container) = self.containers.get_mut(id) else { return };
+        // That it runs is safe with its monitor: the client need not wait until we have written it down too.
+        let started = matches!(event, Event::Started { .. });
+        let mut to_record = false;
         let Ok((life, effects)) = container.life.on(event) else { return };
         let changed = life != container.life;
         let before = std::mem::replace(&mut container.life, life);
         for effect in effects {
             match effect {
+                Effect::Record if started => to_record = true,
                 Effect::Record => self.record_container(id),
                 Effect::Launch => self.launch(id),
                 Effect::Signal => self.signal(id),
@@ -160,6 +164,19 @@ impl Actor {
             self.show_container(id);
             self.tell_change(id, &before);
             self.answer_ended(id);
+        }
+        if started {
+            self.answer_start(id, Ok(()));
+        }
+        if to_record {
+            self.record_container(id);
+        }
+    }
+
+    fn answer_start(&mut self, id: &ContainerId, answer: Result<(), PodError>) {
+        let Some(container) = self.containers.get_mut(id) else { return };
+        for reply in container.starting.drain(..) {
+            let _ = reply.send(answer.clone());
         }
     }
 
@@ -285,23 +302,19 @@ impl Actor {
     }
 
     pub(super) fn started(&mut self, id: &ContainerId, result: Result<Started, (Exit, PodError)>) {
-        let answer = match result {
+        match result {
             Ok(started) => {
                 if let Some(container) = self.containers.get_mut(id) {
                     let compiled = container.compiled.take();
                     container.plan = compiled.map(|compiled| Arc::new(exec_base(&compiled.plan)));
                 }
                 self.happen(id, Event::Started { pid: started.pid, at: started.at });
-                Ok(())
+                self.answer_start(id, Ok(()));
             }
             Err((exit, error)) => {
                 self.happen(id, Event::StartFailed { exit });
-                Err(error)
+                self.answer_start(id, Err(error));
             }
-        };
-        let Some(container) = self.containers.get_mut(id) else { return };
-        for reply in container.starting.drain(..) {
-            let _ = reply.send(answer.clone());
         }
     }
 
@@ -432,6 +445,7 @@ impl Actor {
                 shared.images.release(&record.id.to_string());
                 shared.usage.forget(&record.id);
                 shared.rates.forget(&record.cgroup);
+                shared.files.forget(&record.cgroup);
                 Ok(())
             });
             let result = result.await;

@@ -128,6 +128,7 @@ impl Actor {
                     let last = views.remove_pod(id);
                     self.shared.events.pod(views, PodEventKind::Deleted, id, last);
                     self.shared.rates.forget(&self.record.cgroup);
+                    self.shared.files.forget(&self.record.cgroup);
                     self.gone = true;
                 }
                 Err(error) => {

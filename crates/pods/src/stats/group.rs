@@ -3,9 +3,11 @@
 
 use std::ffi::CString;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags};
 
+use super::files::{Files, Kept};
 use crate::host::Host;
 
 /// The longest file that is read, bytes; memory.stat has about two thousand.
@@ -79,11 +81,18 @@ pub struct PsiLine {
 pub(super) struct Group<'a> {
     host: &'a Host,
     path: &'a str,
+    /// Files that are kept open; none for a group that is read seldom.
+    kept: Option<Arc<Kept>>,
 }
 
 impl<'a> Group<'a> {
     pub fn new(host: &'a Host, path: &'a str) -> Group<'a> {
-        Group { host, path }
+        Group { host, path, kept: None }
+    }
+
+    /// For a group that is read again and again.
+    pub fn kept(host: &'a Host, path: &'a Arc<str>, files: &Files) -> Group<'a> {
+        Group { host, path, kept: files.of(path) }
     }
 
     /// The hierarchy of a controller, and whether it is the v2 tree.
@@ -98,7 +107,14 @@ impl<'a> Group<'a> {
 
     /// A file of a hierarchy.
     pub fn text(&self, root: &OwnedFd, name: &str) -> Option<String> {
-        read(root, &format!("{}/{name}", self.path))
+        let mut bytes = [0u8; MAX_FILE];
+        let open = || open(root, &format!("{}/{name}", self.path));
+        let len = match &self.kept {
+            Some(kept) => kept.read(root, name, &mut bytes, open)?,
+            // At once: what the kernel gives in one read belongs together.
+            None => rustix::io::read(&open()?, &mut bytes).ok()?,
+        };
+        std::str::from_utf8(bytes.get(..len)?).ok().map(str::to_owned)
     }
 
     /// A file that holds one number; "max" and what v1 writes for it is `None`.
@@ -257,14 +273,6 @@ fn psi(text: &str) -> Option<Psi> {
         })
     };
     Some(Psi { some: line("some")?, full: line("full").unwrap_or_default() })
-}
-
-/// A file of at most a page, in one read: what the kernel gives at once belongs together.
-fn read(root: &OwnedFd, path: &str) -> Option<String> {
-    let file = open(root, path)?;
-    let mut bytes = [0u8; MAX_FILE];
-    let len = rustix::io::read(&file, &mut bytes).ok()?;
-    std::str::from_utf8(&bytes[..len]).ok().map(str::to_owned)
 }
 
 fn read_all(root: &OwnedFd, path: &str) -> Option<String> {
