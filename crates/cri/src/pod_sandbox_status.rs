@@ -31,8 +31,13 @@ fn info(pod: &PodView) -> Value {
         "pid": pod.monitor,
         "processStatus": if pod.ready { "running" } else { "stopped" },
         "netNamespaceClosed": pod.monitor == 0,
+        // There is no pause container, so no image of one.
+        "image": "",
+        "snapshotKey": "",
+        "snapshotter": "overlayfs",
         "runtimeHandler": pod.spec.runtime_handler,
         "runtimeType": "bowline",
+        "runtimeOptions": Value::Null,
         "cgroup": &*pod.cgroup,
         "overhead": pod.resources.overhead,
         "resources": pod.resources.sum,
