@@ -404,3 +404,62 @@ async fn metrics(client: &Client, pod_id: &str) {
     let streamed: Vec<_> = self::all(streamed.into_inner()).await;
     assert_eq!(streamed.iter().map(|message| message.pod_sandbox_metrics.len()).sum::<usize>(), 2);
 }
+
+#[test]
+fn what_is_under_way_is_told_and_counted() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    // Free now; whoever takes it meanwhile makes this test fail loudly.
+    let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let daemon = Daemon::start_with(&format!("[metrics]\nlisten = \"{address}\"\n"));
+    let mut client = runtime.block_on(Client::connect(&daemon));
+    let (pod_id, ctr) = runtime.block_on(async {
+        client.pull(&daemon).await;
+        let pod_id = client.run(pod("slow", &daemon.folder().join("logs"))).await.unwrap();
+        let config = container(&client, "stubborn", "trap '' TERM; echo ready; while :; do sleep 1; done");
+        let ctr = client.start(&pod_id, config).await.unwrap();
+        (pod_id, ctr)
+    });
+    let log = daemon.folder().join("logs/stubborn.log");
+    bowline_tests::wait_for("the trap is set", Duration::from_secs(20), || {
+        std::fs::read_to_string(&log).is_ok_and(|text| text.contains("ready"))
+    });
+    let stop = {
+        let (mut rpc, ctr) = (client.runtime.clone(), ctr.clone());
+        let request = v1::StopContainerRequest { container_id: ctr, timeout: 600 };
+        runtime.spawn(async move { rpc.stop_container(request).await })
+    };
+    let mut told = String::new();
+    bowline_tests::wait_for("the stop is told", Duration::from_secs(20), || {
+        let output = daemon.cli(&["ops", "-o", "json"]).output().unwrap();
+        told = String::from_utf8_lossy(&output.stdout).into_owned();
+        told.contains("StopContainer") && told.contains(&ctr)
+    });
+    assert!(scrape(address).contains("bowline_operations{operation=\"StopContainer\"} 1\n"));
+    runtime.block_on(async {
+        client.remove(&pod_id).await.unwrap();
+        stop.await.unwrap().unwrap();
+    });
+    let text = scrape(address);
+    for row in [
+        "bowline_rpc_seconds_count{method=\"RunPodSandbox\",code=\"Ok\"} 1\n",
+        "bowline_operation_seconds_count{operation=\"StartContainer\"} 1\n",
+        "bowline_operation_stage_seconds_count{operation=\"RunPodSandbox\",stage=\"attach to the network\"} 1\n",
+        "bowline_pods{state=\"ready\"} 0\n",
+        "bowline_events_total 8\n",
+    ] {
+        assert!(text.contains(row), "no {row} in {text}");
+    }
+    let output = daemon.cli(&["ops", "-o", "json"]).output().unwrap();
+    assert!(!String::from_utf8_lossy(&output.stdout).contains("StopContainer"), "it is over");
+}
+
+/// What Prometheus would be told.
+fn scrape(address: std::net::SocketAddr) -> String {
+    use std::io::{Read as _, Write as _};
+    let mut socket = std::net::TcpStream::connect(address).expect("metrics are served");
+    socket.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    let mut text = String::new();
+    socket.read_to_string(&mut text).unwrap();
+    assert!(text.starts_with("HTTP/1.1 200"), "{text}");
+    text
+}
