@@ -50,6 +50,10 @@ pub(crate) struct Settings {
     pub(crate) images: ImageSettings,
     /// Metrics of the daemon.
     pub(crate) metrics: MetricsSettings,
+    /// Devices by name.
+    pub(crate) cdi: CdiSettings,
+    /// Paths of the host.
+    pub(crate) paths: PathSettings,
 }
 
 /// `[metrics]`.
@@ -104,6 +108,22 @@ pub(crate) struct CniSettings {
     pub(crate) conf_dirs: Option<Vec<PathBuf>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) bin_dirs: Option<Vec<PathBuf>>,
+}
+
+/// `[cdi]`.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct CdiSettings {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) spec_dirs: Option<Vec<PathBuf>>,
+}
+
+/// `[paths]`.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct PathSettings {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) timeout_seconds: Option<NonZeroU32>,
 }
 
 /// `[images]`.
@@ -226,6 +246,7 @@ fn finish(settings: Settings) -> Result<Config, ConfigError> {
     let lists = [
         ("cni.conf_dirs", &settings.cni.conf_dirs),
         ("cni.bin_dirs", &settings.cni.bin_dirs),
+        ("cdi.spec_dirs", &settings.cdi.spec_dirs),
         ("images.registry_config_dirs", &settings.images.registry_config_dirs),
     ];
     for (key, folders) in lists {

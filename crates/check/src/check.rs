@@ -13,6 +13,7 @@ mod events;
 mod exec_sync;
 mod identity;
 mod image;
+mod image_volume;
 mod info;
 mod leftovers;
 mod list;
@@ -35,6 +36,7 @@ mod selinux;
 mod stats;
 mod stop;
 mod sysctls;
+mod userns;
 mod verbose;
 
 use std::net::SocketAddr;
@@ -131,11 +133,13 @@ fn cases() -> Vec<&'static Case> {
         stop::CASES,
         mounts::CASES,
         rro::CASES,
+        image_volume::CASES,
         pull::CASES,
         image::CASES,
         identity::CASES,
         privilege::CASES,
         seccomp::CASES,
+        userns::CASES,
         apparmor::CASES,
         selinux::CASES,
         resources::CASES,

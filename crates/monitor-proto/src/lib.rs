@@ -7,6 +7,7 @@
 //!
 //! Design, crash argument and versions: docs/design/monitor-protocol.md.
 
+pub mod paths;
 pub mod slot;
 
 pub use bowline_launch_plan::wire::{DecodeError, decode, encode};
@@ -95,6 +96,9 @@ wire_enum! {
         },
         /// Kills what is left and ends the monitor; the reply comes before the end.
         Shutdown = 10,
+        /// Answered with [`Answer::Done`] and two descriptors: the pod's user namespace and the network namespace that it
+        /// owns. Refused for pods without one.
+        Namespaces = 12,
     }
 }
 
@@ -129,6 +133,32 @@ wire_struct! {
         pub memory: Option<u8>,
         /// cgroups that the monitor itself joins: hierarchy and path.
         pub cgroups: Vec<MonitorCgroup>,
+        /// Make a user namespace, and in it the network, IPC and UTS namespace.
+        pub user: Option<UserSetup>,
+    }
+}
+
+wire_struct! {
+    /// The user namespace of a pod.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub struct UserSetup {
+        /// Its uids.
+        pub uids: IdRange,
+        /// Its gids.
+        pub gids: IdRange,
+    }
+}
+
+wire_struct! {
+    /// A range of ids.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub struct IdRange {
+        /// The first one inside; always 0.
+        pub inside: u32,
+        /// The first one on the host.
+        pub outside: u32,
+        /// How many.
+        pub length: u32,
     }
 }
 

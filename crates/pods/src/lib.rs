@@ -20,7 +20,9 @@
 
 mod actor;
 mod base;
+mod cdi;
 mod create;
+mod devices;
 mod error;
 mod events;
 mod exec;
@@ -30,13 +32,16 @@ mod host;
 mod monitor;
 mod netns;
 mod operations;
+mod paths;
 mod recover;
 mod run_pod;
 mod shared;
 mod start;
 mod stats;
 mod stop_pod;
+mod user;
 mod view;
+mod volumes;
 
 pub use error::{PodError, chain};
 pub use events::{NextEvent, PodEvent, PodEventKind, Subscription};

@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bowline_linux::clone::Cloned;
 use bowline_linux::exec::StringArray;
 use bowline_linux::{message, spawn};
+use bowline_monitor_proto::paths::PATHS_NAME;
 use bowline_monitor_proto::{Answer, Call, Event, MAX_MESSAGE, Message, Request, decode, encode};
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::process::{WaitId, WaitIdOptions};
@@ -88,15 +89,10 @@ impl Program {
         null: BorrowedFd<'_>,
         cgroup: Option<BorrowedFd<'_>>,
     ) -> Result<(Cloned, OwnedFd), MonitorError> {
-        use std::os::fd::AsRawFd as _;
         use std::os::unix::ffi::OsStringExt as _;
         let (ours, theirs) = message::pair().map_err(io_error("open a channel to"))?;
-        let path = match &self.memory {
-            Some(memory) => PathBuf::from(format!("/proc/self/fd/{}", memory.as_raw_fd())),
-            None => self.path.clone(),
-        };
         let text = |bytes: Vec<u8>| CString::new(bytes).map_err(|error| io_error("name")(error.into()));
-        let path = text(path.into_os_string().into_vec())?;
+        let path = text(self.executable().into_os_string().into_vec())?;
         let argv = StringArray::new(vec![c"bowline-monitor".into(), text(sandbox.into())?]);
         let envp = StringArray::new(Vec::new());
         let program = spawn::Program {
@@ -108,6 +104,31 @@ impl Program {
             cgroup,
         };
         Ok((spawn::spawn(&program).map_err(io_error("start"))?, ours))
+    }
+
+    /// Starts a worker that opens paths, with the other end of the socket as standard input.
+    pub fn start_paths(&self) -> io::Result<(std::process::Child, OwnedFd)> {
+        use std::os::unix::process::CommandExt as _;
+        use std::process::Stdio;
+
+        let (ours, theirs) = message::pair()?;
+        let child = std::process::Command::new(self.executable())
+            .arg0(PATHS_NAME)
+            .env_clear()
+            .current_dir("/")
+            .stdin(Stdio::from(theirs))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?;
+        Ok((child, ours))
+    }
+
+    fn executable(&self) -> PathBuf {
+        use std::os::fd::AsRawFd as _;
+        match &self.memory {
+            Some(memory) => PathBuf::from(format!("/proc/self/fd/{}", memory.as_raw_fd())),
+            None => self.path.clone(),
+        }
     }
 }
 

@@ -16,8 +16,8 @@ use std::sync::Arc;
 
 use bowline_cni::{PodNetworkRequest, PodRef};
 use bowline_model::SandboxId;
-use bowline_model::spec::{NamespaceMode, PodSpec, Protocol};
-use bowline_monitor_proto::{Answer, MonitorCgroup, Request, Setup};
+use bowline_model::spec::{IdMapping, NamespaceMode, PodSpec, Protocol};
+use bowline_monitor_proto::{Answer, IdRange, MonitorCgroup, Request, Setup, UserSetup};
 use bowline_store::{NetworkRecord, PodLife, PodRecord, VERSION};
 use tokio::sync::mpsc;
 
@@ -125,9 +125,11 @@ pub(crate) fn hostname(shared: &Shared, id: &SandboxId, spec: &PodSpec) -> Strin
 
 async fn steps(shared: &Arc<Shared>, mut record: PodRecord) -> Result<Up, PodError> {
     let own_network = record.spec.security.namespaces.network != NamespaceMode::Node;
+    crate::user::check_pod(shared, &record.spec)?;
+    let own_users = crate::user::of_pod(&record.spec).is_some();
     // A namespace that only a descriptor keeps goes with us: it may come before the intent is recorded.
     let network = async {
-        if !own_network {
+        if !own_network || own_users {
             return Ok(None);
         }
         let make = || netns::make().map_err(doing("make a network namespace"));
@@ -135,9 +137,15 @@ async fn steps(shared: &Arc<Shared>, mut record: PodRecord) -> Result<Up, PodErr
     };
     let (network, files) = tokio::join!(network, prepare(shared, &record));
     let (network, files) = (network?, files?);
-    let attach = attach(shared, &record, network.clone());
     let monitor = monitor_with_setup(shared, &record, &files, network.as_deref());
-    let (attached, started) = tokio::join!(attach, monitor);
+    let (attached, started) = if own_users {
+        // The pod's user namespace must own its network namespace, so the monitor makes both.
+        let started = monitor.await?;
+        let [_, network] = namespaces(&started.0.monitor).await?;
+        (attach(shared, &record, Some(Arc::new(network))).await, Ok(started))
+    } else {
+        tokio::join!(attach(shared, &record, network.clone()), monitor)
+    };
     let (mut uncommitted, heard, pid) = started?;
     record.monitor = pid;
     record.network = attached?;
@@ -341,12 +349,26 @@ async fn set_up(
         unified,
         memory: shared.host.memory(),
         cgroups: joined.map(|hierarchy| MonitorCgroup { hierarchy, path: monitors.clone() }).collect(),
+        user: crate::user::of_pod(&record.spec)
+            .map(|user| UserSetup { uids: range(&user.uids), gids: range(&user.gids) }),
     };
     let mut descriptors =
         vec![shared.base.as_fd(), files.exits.as_fd(), files.listener.as_fd(), shared.null.as_fd()];
     descriptors.extend(network.map(|network| network.as_fd()));
     descriptors.extend(shared.host.roots.iter().map(|root| root.as_fd()));
     expect_done(monitor.call(Request::Setup { setup }, &descriptors).await, "set the pod up")
+}
+
+fn range(mapping: &IdMapping) -> IdRange {
+    IdRange { inside: mapping.container_id, outside: mapping.host_id, length: mapping.length }
+}
+
+/// The pod's user namespace and the network namespace that it owns, of its monitor.
+pub(crate) async fn namespaces(monitor: &Monitor) -> Result<[OwnedFd; 2], PodError> {
+    let what = "ask the pod's monitor for its user namespace";
+    let (answer, descriptors) = monitor.call(Request::Namespaces, &[]).await.map_err(doing(what))?;
+    <[OwnedFd; 2]>::try_from(descriptors)
+        .map_err(|_| PodError::failed(what, format!("the monitor answered {answer:?}")))
 }
 
 /// Anything but success is an error that says what the monitor said.
@@ -356,6 +378,10 @@ pub(crate) fn expect_done(
 ) -> Result<(), PodError> {
     match answer.map_err(doing(what))?.0 {
         Answer::Done | Answer::Launched { .. } => Ok(()),
+        // What the kernel says when `max_user_namespaces` is reached (user_namespaces(7)).
+        Answer::Failed { errno, text, .. } if errno == rustix::io::Errno::NOSPC.raw_os_error() => {
+            Err(PodError::Full(format!("could not {what}: {text}; see /proc/sys/user/max_*_namespaces")))
+        }
         Answer::Failed { text, .. } => Err(PodError::failed(what, text)),
         Answer::Refused { why } => Err(PodError::failed(what, format!("the monitor refused: {why:?}"))),
         other => Err(PodError::failed(what, format!("the monitor answered {other:?}"))),

@@ -20,6 +20,7 @@ use crate::handle::PodsConfig;
 use crate::host::Host;
 use crate::monitor::Program;
 use crate::operations::Operations;
+use crate::paths::Paths;
 use crate::stats::{Files, Rates, Usage};
 use crate::view::Views;
 
@@ -30,9 +31,13 @@ pub(crate) struct Shared {
     pub cni: Arc<Cni>,
     pub host: Host,
     pub program: Program,
+    /// Opens what the host's file systems hold.
+    pub paths: Paths,
     /// The base mount namespace.
     pub base: OwnedFd,
     pub null: OwnedFd,
+    /// Pods can have user namespaces; if not, why.
+    pub user_namespaces: Result<(), String>,
     pub views: Views,
     pub seccomp: SeccompCache,
     /// Tells daemons of one machine apart.
@@ -72,6 +77,7 @@ impl Shared {
         program: Program,
         base: OwnedFd,
         null: OwnedFd,
+        user_namespaces: Result<(), String>,
         instance: String,
     ) -> Shared {
         Shared {
@@ -81,8 +87,10 @@ impl Shared {
             cni,
             host,
             program,
+            paths: Paths::default(),
             base,
             null,
+            user_namespaces,
             views: Views::default(),
             seccomp: SeccompCache::default(),
             instance,

@@ -236,6 +236,7 @@ impl Actor {
             stop_signal: record.stop_signal,
             log_path: record.log_path.as_str().into(),
             notes: record.notes.as_slice().into(),
+            image_volumes: record.image_volumes.as_slice().into(),
         });
     }
 
@@ -274,7 +275,7 @@ impl Actor {
         let (compiled, monitor) = (container.compiled.clone(), self.monitor.clone());
         let pids = pids(&self.spec, &container.spec);
         let (operations, name) = (self.shared.operations.clone(), container.spec.name.clone());
-        let id = id.clone();
+        let (id, spec) = (id.clone(), self.spec.clone());
         self.tasks.spawn(async move {
             let result = async {
                 let failed = |error: PodError| {
@@ -292,7 +293,7 @@ impl Actor {
                 })?;
                 let compiled = match compiled {
                     Some(compiled) => compiled,
-                    None => recompile(&shared, &record).await.map_err(failed)?,
+                    None => recompile(&shared, spec, &record).await.map_err(failed)?,
                 };
                 start(shared, monitor, record, compiled, pids.map_err(failed)?).await
             };
@@ -426,7 +427,9 @@ impl Actor {
         let ran = !matches!(container.life, Life::Created);
         let (shared, monitor) = (self.shared.clone(), self.monitor.clone());
         let (record, id) = (container.record.clone(), id.clone());
-        let (images, image) = (self.shared.images.clone(), record.image.id.clone());
+        let images = self.shared.images.clone();
+        let volumes = record.image_volumes.iter().map(|volume| &volume.id);
+        let used: Vec<String> = std::iter::once(&record.image.id).chain(volumes).cloned().collect();
         let all_read = !self.shared.unreadable.load(std::sync::atomic::Ordering::Relaxed);
         let stay = self.shared.operations.begin("RemoveContainer", &id, &record.spec.name);
         self.tasks.spawn(async move {
@@ -442,7 +445,7 @@ impl Actor {
                     .store
                     .remove_container(&record.pod, &record.id)
                     .map_err(doing("remove the container's files"))?;
-                shared.images.release(&record.id.to_string());
+                crate::volumes::release(&shared, &record.id, &record.spec);
                 shared.usage.forget(&record.id);
                 shared.rates.forget(&record.cgroup);
                 shared.files.forget(&record.cgroup);
@@ -450,7 +453,7 @@ impl Actor {
             });
             let result = result.await;
             // The last use of an image that was removed meanwhile: its layers can go.
-            if result.is_ok() && images.resolve(&image).is_none() && all_read {
+            if result.is_ok() && used.iter().any(|image| images.resolve(image).is_none()) && all_read {
                 images.collect().await;
             }
             Done::Removed { id, result }
@@ -484,8 +487,9 @@ impl Actor {
             return;
         };
         let (path, id) = (container.record.log_path.clone(), id.clone());
+        let shared = self.shared.clone();
         self.tasks.spawn(async move {
-            let _ = reply.send(reopen(&monitor, &id, path).await);
+            let _ = reply.send(reopen(shared, &monitor, &id, path).await);
             Done::Nothing
         });
     }
@@ -504,7 +508,7 @@ impl Actor {
                 // Taken over from another daemon: the stored spec gives the same plan again.
                 let stored = self.shared.store.read_config(&container.record.pod, id);
                 let stored = stored.map_err(doing("read the container's spec"))?;
-                let compiled = crate::create::compile(&self.shared, &container.record, &stored)?;
+                let compiled = crate::create::compile(&self.shared, &self.spec, &container.record, &stored)?;
                 let plan = Arc::new(exec_base(&compiled.plan));
                 container.plan = Some(plan.clone());
                 plan
@@ -557,12 +561,16 @@ impl Actor {
     }
 }
 
-async fn recompile(shared: &Arc<Shared>, record: &ContainerRecord) -> Result<Arc<Compiled>, PodError> {
+async fn recompile(
+    shared: &Arc<Shared>,
+    spec: Arc<PodSpec>,
+    record: &ContainerRecord,
+) -> Result<Arc<Compiled>, PodError> {
     let (shared, record) = (shared.clone(), record.clone());
     blocking("compile the launch plan", move || {
         let stored =
             shared.store.read_config(&record.pod, &record.id).map_err(doing("read the container's spec"))?;
-        crate::create::compile(&shared, &record, &stored).map(Arc::new)
+        crate::create::compile(&shared, &spec, &record, &stored).map(Arc::new)
     })
     .await
 }
@@ -591,16 +599,17 @@ fn pids(pod: &PodSpec, spec: &ContainerSpec) -> Result<Pids, PodError> {
     }
 }
 
-async fn reopen(monitor: &Monitor, id: &ContainerId, path: String) -> Result<(), PodError> {
+async fn reopen(
+    shared: Arc<Shared>,
+    monitor: &Monitor,
+    id: &ContainerId,
+    path: String,
+) -> Result<(), PodError> {
     use std::os::fd::AsFd as _;
     if path.is_empty() {
         return Ok(());
     }
-    let what = format!("open the log {path}");
-    let log = blocking("open a log", move || {
-        crate::start::open_log(std::path::Path::new(&path)).map_err(doing(what))
-    })
-    .await?;
+    let log = blocking("open a log", move || crate::start::open_log(&shared, &path)).await?;
     let request = Request::ReopenLog { container: *id.as_bytes() };
     let answer = monitor.call(request, &[log.as_fd()]).await;
     match answer.map_err(doing("reopen the log"))?.0 {

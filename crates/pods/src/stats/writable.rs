@@ -135,8 +135,8 @@ fn measure(folder: &Path) -> Scan {
 
 impl Scan {
     fn below(&mut self, folder: OwnedFd, depth: usize) {
-        let Ok(mut entries) = Dir::read_from(&folder) else { return };
-        while let Some(entry) = entries.next() {
+        let Ok(entries) = Dir::read_from(&folder) else { return };
+        for entry in entries {
             let Ok(entry) = entry else { return };
             let name = entry.file_name();
             if name == c"." || name == c".." {
