@@ -26,6 +26,7 @@ use tonic::transport::Server;
 use crate::config::{self, Config, Flags};
 use crate::listen::{ListenError, listen, private_folder};
 use crate::log::{self, Format, Level};
+use crate::metrics;
 use crate::notify::notify;
 
 /// How long calls under way may go on after the signal to end. Operations outlive their calls anyway: this is for the
@@ -179,6 +180,13 @@ async fn serve_until_signal(
     socket: UnixListener,
     mut signals: Signals,
 ) -> Result<(), ServeError> {
+    let metrics = match config.settings.metrics.listen {
+        Some(address) => {
+            let listener = metrics::listen(address).await;
+            Some(listener.map_err(ServeError::failed("open the address of metrics.listen"))?)
+        }
+        None => None,
+    };
     let (runtime, image) = bowline_cri::services(pods.clone(), server_info(config));
     let (stop, stopped) = oneshot::channel::<()>();
     let server = Server::builder()
@@ -189,6 +197,10 @@ async fn serve_until_signal(
         // A dropped sender stops us just as well.
         let _ = stopped.await;
     }));
+    if let Some(listener) = metrics {
+        let exporter = bowline_cri::Exporter::new(pods.clone(), env!("CARGO_PKG_VERSION"));
+        tokio::spawn(metrics::serve(listener, Arc::new(exporter)));
+    }
     notify("READY=1");
 
     let ended_early = tokio::select! {
@@ -204,6 +216,8 @@ async fn serve_until_signal(
         tracing::debug!(%error, "the socket was removed by somebody else");
     }
     if ended_early.is_none() {
+        // Streams of events end by themselves only with us.
+        pods.end_events();
         let _ = stop.send(());
         if tokio::time::timeout(DRAIN, &mut serving).await.is_err() {
             serving.abort();

@@ -9,6 +9,7 @@ mod codes;
 mod config;
 mod container;
 mod devices;
+mod events;
 mod exec_sync;
 mod identity;
 mod image;
@@ -17,6 +18,7 @@ mod info;
 mod leftovers;
 mod list;
 mod log;
+mod metrics;
 mod mounts;
 mod names;
 mod namespaces;
@@ -144,6 +146,8 @@ fn cases() -> Vec<&'static Case> {
         oom::CASES,
         devices::CASES,
         stats::CASES,
+        metrics::CASES,
+        events::CASES,
         verbose::CASES,
         codes::CASES,
         restart::CASES,

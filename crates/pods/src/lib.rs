@@ -24,12 +24,14 @@ mod cdi;
 mod create;
 mod devices;
 mod error;
+mod events;
 mod exec;
 mod files;
 mod handle;
 mod host;
 mod monitor;
 mod netns;
+mod operations;
 mod paths;
 mod recover;
 mod run_pod;
@@ -42,8 +44,13 @@ mod view;
 mod volumes;
 
 pub use error::{PodError, chain};
+pub use events::{NextEvent, PodEvent, PodEventKind, Subscription};
 pub use exec::ExecOutput;
 pub use handle::{Pods, PodsConfig};
 pub use host::{Host, cgroups};
-pub use stats::{MemoryStats, Stats, WritableStats};
+pub use operations::{BOUNDS_MS, Operation, Timing};
+pub use stats::{
+    BlockIo, ContainerFigures, Disk, Figures, GroupStats, HugePages, InterfaceStats, MemoryStats, PodFigures,
+    PodStats, Pressure, Psi, PsiLine, Sources, Stats, SwapStats, WritableStats,
+};
 pub use view::{ContainerView, PodView, Views};

@@ -19,6 +19,7 @@ use rustix::fs::{Mode, OFlags};
 use crate::PodError;
 use crate::error::doing;
 use crate::monitor::{Monitor, sealed};
+use crate::operations::stage;
 use crate::shared::{Shared, blocking, now};
 
 /// A container that runs.
@@ -36,6 +37,7 @@ pub(crate) async fn start(
     pids: Pids,
 ) -> Result<Started, (Exit, PodError)> {
     let failed = |error: PodError| (exit(&error), error);
+    let opening = stage("open volumes and log");
     let idmapped =
         |descriptor: &Descriptor| matches!(descriptor, Descriptor::HostTree { idmap: Some(_), .. });
     let user = match compiled.descriptors.iter().any(idmapped) {
@@ -50,6 +52,8 @@ pub(crate) async fn start(
         blocking("open the container's volumes", move || open_all(&shared, &record, &compiled, user.as_ref()))
     };
     let opened = opened.await.map_err(failed)?;
+    drop(opening);
+    let _stage = stage("launch");
     let launch = Launch {
         container: *record.id.as_bytes(),
         slot: record.slot,
