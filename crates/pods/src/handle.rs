@@ -12,8 +12,10 @@ use bowline_store::Store;
 use tokio::sync::oneshot;
 
 use crate::actor::{self, ActorHandle, Command};
+use crate::attach::{AttachCall, Attached, attach};
+use crate::connect::{Connection, connect};
 use crate::error::doing;
-use crate::exec::{ExecOutput, exec_sync};
+use crate::exec::{ExecCall, ExecOutput, Running, exec, exec_sync};
 use crate::host::Host;
 use crate::monitor::Program;
 use crate::shared::{Shared, blocking, now, random_id};
@@ -224,6 +226,31 @@ impl Pods {
         let actor = self.actor_of(id)?;
         let ticket = ask(&actor, |reply| Command::Exec { id: id.clone(), reply }).await?;
         exec_sync(ticket, command, timeout).await
+    }
+
+    /// Starts a command in a running container, its streams in the caller's hands.
+    pub async fn exec(&self, id: &ContainerId, call: ExecCall) -> Result<Running, PodError> {
+        let actor = self.actor_of(id)?;
+        let ticket = ask(&actor, |reply| Command::Exec { id: id.clone(), reply }).await?;
+        exec(ticket, call).await
+    }
+
+    /// Watches a running container.
+    pub async fn attach(&self, id: &ContainerId, call: AttachCall) -> Result<Attached, PodError> {
+        let view = self.0.views.container(&id.to_string())?;
+        let actor = self.actor_of(id)?;
+        let ticket = ask(&actor, |reply| Command::Exec { id: id.clone(), reply }).await?;
+        // A terminal has one stream for both.
+        let call = AttachCall { stderr: call.stderr && !view.spec.tty, ..call };
+        attach(ticket, call, view.spec.stdin_once).await
+    }
+
+    /// Connects to a port of a pod, from inside its network.
+    pub async fn connect(&self, pod: &SandboxId, port: u16) -> Result<Connection, PodError> {
+        let missing = || PodError::NotFound { what: "pod sandbox", id: pod.to_string() };
+        let actor = self.actor(pod).ok_or_else(missing)?;
+        let network = ask(&actor, |reply| Command::Network { reply }).await?;
+        connect(network, port).await
     }
 
     /// Changes limits; zero and empty fields stay as they are.

@@ -19,7 +19,9 @@
 //! Absent here: gRPC and its codes; the wire format of the log; the compilation of specs.
 
 mod actor;
+mod attach;
 mod base;
+mod connect;
 mod create;
 mod error;
 mod exec;
@@ -36,8 +38,10 @@ mod stats;
 mod stop_pod;
 mod view;
 
+pub use attach::{AttachCall, Attached, InputCloser, Parting};
+pub use connect::Connection;
 pub use error::{PodError, chain};
-pub use exec::ExecOutput;
+pub use exec::{ExecCall, ExecOutput, Running, Streams};
 pub use handle::{Pods, PodsConfig};
 pub use host::{Host, cgroups};
 pub use stats::{MemoryStats, Stats, WritableStats};

@@ -18,7 +18,7 @@ use rustix::fs::{MemfdFlags, SealFlags};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 /// Why a monitor gave no answer.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -114,6 +114,7 @@ pub struct Monitor {
     socket: UnixStream,
     waiting: Mutex<Waiting>,
     next: AtomicU64,
+    gone: watch::Sender<bool>,
 }
 
 /// What the pod's actor hears of its monitor.
@@ -135,7 +136,12 @@ impl Monitor {
         let first = std::time::SystemTime::now()
             .duration_since(std::time::UNIX_EPOCH)
             .map_or(1, |t| t.as_nanos() as u64);
-        let monitor = Arc::new(Monitor { socket, waiting: Mutex::default(), next: AtomicU64::new(first) });
+        let monitor = Arc::new(Monitor {
+            socket,
+            waiting: Mutex::default(),
+            next: AtomicU64::new(first),
+            gone: watch::Sender::new(false),
+        });
         tokio::spawn(listen(monitor.clone(), heard));
         Ok(monitor)
     }
@@ -237,6 +243,21 @@ impl Monitor {
         // Dropping the senders answers whoever waits.
         waiting.replies.clear();
         waiting.execs.clear();
+        drop(waiting);
+        self.gone.send_replace(true);
+    }
+
+    /// Waits until the monitor is gone.
+    pub async fn gone(&self) {
+        // The sender is ours: it does not go before us.
+        let _ = self.gone.subscribe().wait_for(|gone| *gone).await;
+    }
+
+    /// Whether its process was there a moment ago: it has the only other end of the socket.
+    pub fn is_there(&self) -> bool {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        let mut look = [PollFd::new(&self.socket, PollFlags::empty())];
+        poll(&mut look, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|hung_up| hung_up == 0)
     }
 }
 
