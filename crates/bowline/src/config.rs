@@ -155,18 +155,22 @@ impl StreamingSettings {
             let reason = format!("`{}` is every address; name one that the kubelet can reach", self.address);
             return Err(ConfigError::value("streaming.address", reason));
         }
-        let path = |key, path: &Option<PathBuf>| path.clone().map(|path| absolute(key, Some(path), "")).transpose();
+        let path =
+            |key, path: &Option<PathBuf>| path.clone().map(|path| absolute(key, Some(path), "")).transpose();
         let certificate = path("streaming.tls_cert", &self.tls_cert)?;
         let key = path("streaming.tls_key", &self.tls_key)?;
         let client_authorities = path("streaming.tls_client_ca", &self.tls_client_ca)?;
         let tls = match (certificate, key) {
             (Some(certificate), Some(key)) => Some(TlsFiles { certificate, key, client_authorities }),
             (None, None) if client_authorities.is_none() => None,
-            (Some(_), None) => return Err(ConfigError::value("streaming.tls_key", "missing beside tls_cert")),
+            (Some(_), None) => {
+                return Err(ConfigError::value("streaming.tls_key", "missing beside tls_cert"));
+            }
             _ => return Err(ConfigError::value("streaming.tls_cert", "missing beside the other TLS files")),
         };
         let seconds = |number: NonZeroU32| Duration::from_secs(number.get().into());
-        let mut config = StreamingConfig { address: SocketAddr::new(self.address, self.port), tls, ..Default::default() };
+        let mut config =
+            StreamingConfig { address: SocketAddr::new(self.address, self.port), tls, ..Default::default() };
         config.idle = self.idle_timeout_seconds.map_or(config.idle, seconds);
         config.longest = self.max_duration_seconds.map(seconds);
         config.max_connections = self.max_sessions.map_or(config.max_connections, |most| most.get() as usize);

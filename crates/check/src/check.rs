@@ -32,6 +32,10 @@ mod seccomp;
 mod selinux;
 mod stats;
 mod stop;
+mod stream_attach;
+mod stream_exec;
+mod stream_ports;
+mod stream_url;
 mod sysctls;
 mod verbose;
 
@@ -140,6 +144,10 @@ fn cases() -> Vec<&'static Case> {
         oom::CASES,
         devices::CASES,
         stats::CASES,
+        stream_exec::CASES,
+        stream_url::CASES,
+        stream_attach::CASES,
+        stream_ports::CASES,
         verbose::CASES,
         codes::CASES,
         restart::CASES,

@@ -28,12 +28,14 @@ mod images;
 mod info;
 mod logs;
 mod pods;
+mod port_forward;
 mod pull;
 mod reflect;
 mod render;
 mod run;
 mod select;
 mod stats;
+mod stream;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -105,6 +107,8 @@ async fn dispatch(args: ClientArgs) -> Done {
         ClientCommand::Rm(args) => containers::remove(&client, &args).await,
         ClientCommand::Inspect(args) => containers::inspect(&client, &args).await,
         ClientCommand::Exec(args) => exec::exec(&client, args).await,
+        ClientCommand::Attach(args) => exec::attach(&client, args).await,
+        ClientCommand::PortForward(args) => port_forward::port_forward(&client, args).await,
         ClientCommand::Logs(args) => logs::logs(&client, &args).await,
         ClientCommand::Stats(args) => stats::stats(&client, &args).await,
         ClientCommand::Images(args) => images::list(&client, &args).await,

@@ -56,11 +56,13 @@ pub(crate) async fn connect(network: Network, port: u16) -> Result<Connection, P
     let stream = match (first, v6) {
         (Ok(stream), _) => stream,
         (Err(error), None) => return Err(doing(what())(error)),
-        (Err(error), Some(v6)) => match v6.connect(SocketAddr::new(IpAddr::V6(Ipv6Addr::LOCALHOST), port)).await {
-            Ok(stream) => stream,
-            // What IPv4 said is what people expect to read.
-            Err(_) => return Err(doing(what())(error)),
-        },
+        (Err(error), Some(v6)) => {
+            match v6.connect(SocketAddr::new(IpAddr::V6(Ipv6Addr::LOCALHOST), port)).await {
+                Ok(stream) => stream,
+                // What IPv4 said is what people expect to read.
+                Err(_) => return Err(doing(what())(error)),
+            }
+        }
     };
     let _ = stream.set_nodelay(true);
     Ok(Connection { stream, monitor })
@@ -69,11 +71,12 @@ pub(crate) async fn connect(network: Network, port: u16) -> Result<Connection, P
 /// A socket belongs to the namespace of the thread that made it, so a thread goes there, makes it, and is never used for
 /// anything else.
 fn sockets_in(namespace: OwnedFd) -> io::Result<(TcpSocket, Option<TcpSocket>)> {
-    let thread = std::thread::Builder::new().name("connect".into()).stack_size(64 << 10).spawn(move || {
-        use std::os::fd::AsFd as _;
-        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
-        sockets()
-    })?;
+    let thread =
+        std::thread::Builder::new().name("connect".into()).stack_size(64 << 10).spawn(move || {
+            use std::os::fd::AsFd as _;
+            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
+            sockets()
+        })?;
     thread.join().map_err(|_| io::Error::other("the thread that makes a socket panicked"))?
 }
 

@@ -149,10 +149,7 @@ async fn attach(
     let closer = attached.input_closer();
     let (tell, over) = watch::channel(false);
     let outputs = async {
-        tokio::join!(
-            drain(stdout, client.stdout, over.clone()),
-            drain(stderr, client.stderr, over.clone())
-        );
+        tokio::join!(drain(stdout, client.stdout, over.clone()), drain(stderr, client.stderr, over.clone()));
     };
     let ended = async {
         let parting = attached.parted().await;

@@ -13,9 +13,13 @@ pub(crate) struct Descriptor(AsyncFd<OwnedFd>);
 
 impl Descriptor {
     /// Takes a descriptor over, for one direction or both. It must belong to a runtime from here on.
+    #[expect(
+        deprecated,
+        reason = "its successor is unsafe for types that may change their descriptor; OwnedFd does not"
+    )]
     pub(crate) fn new(fd: OwnedFd, interest: Interest) -> io::Result<Descriptor> {
         rustix::io::ioctl_fionbio(&fd, true)?;
-        Ok(Descriptor(AsyncFd::register_with_interest(fd, interest)?))
+        Ok(Descriptor(AsyncFd::with_interest(fd, interest)?))
     }
 
     /// Waits for something to read; 0 is the end.

@@ -75,7 +75,9 @@ impl Default for StreamingConfig {
 #[derive(Debug, thiserror::Error)]
 pub enum StreamingError {
     /// It cannot listen there.
-    #[error("could not listen on {address} for streaming; `streaming.address` and `streaming.port` say where")]
+    #[error(
+        "could not listen on {address} for streaming; `streaming.address` and `streaming.port` say where"
+    )]
     Listen {
         /// Where.
         address: SocketAddr,
@@ -135,7 +137,12 @@ impl Streaming {
     }
 
     /// An address at which the container can be watched, once. `terminal`: the client has one, and tells of its size.
-    pub fn attach(&self, container: ContainerId, call: AttachCall, terminal: bool) -> Result<String, TooMany> {
+    pub fn attach(
+        &self,
+        container: ContainerId,
+        call: AttachCall,
+        terminal: bool,
+    ) -> Result<String, TooMany> {
         self.address("attach", Session::Command(Job::Attach { container, call, terminal }))
     }
 

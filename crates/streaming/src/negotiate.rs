@@ -59,7 +59,8 @@ const PORTS_WEBSOCKET: [&str; 3] = [TUNNEL, "v4.channel.k8s.io", "v4.base64.chan
 /// Agrees on a protocol.
 pub(crate) fn negotiate(purpose: Purpose, headers: &HeaderMap) -> Result<Agreed, Refused> {
     let wanted = words(headers, UPGRADE.as_str());
-    let upgrades = words(headers, CONNECTION.as_str()).iter().any(|word| word.eq_ignore_ascii_case("upgrade"));
+    let upgrades =
+        words(headers, CONNECTION.as_str()).iter().any(|word| word.eq_ignore_ascii_case("upgrade"));
     let wants = |name: &str| upgrades && wanted.iter().any(|word| word.eq_ignore_ascii_case(name));
     if wants("websocket") {
         websocket(purpose, headers)
@@ -115,7 +116,10 @@ fn websocket(purpose: Purpose, headers: &HeaderMap) -> Result<Agreed, Refused> {
                 TUNNEL => Wire::Tunnel,
                 name => {
                     let (base64, version) = (name.contains("base64."), version(name));
-                    Wire::Channels { form: Form { base64, close_signal: version >= 5, client: false }, version }
+                    Wire::Channels {
+                        form: Form { base64, close_signal: version >= 5, client: false },
+                        version,
+                    }
                 }
             }
         }

@@ -75,10 +75,7 @@ pub(crate) async fn serve(pods: &Pods, pod: &SandboxId, mut new: mpsc::Receiver<
 }
 
 /// Takes a stream in; both, once they are there.
-async fn pair(
-    halves: &mut HashMap<String, Half>,
-    stream: NewStream,
-) -> Option<(u16, NewStream, NewStream)> {
+async fn pair(halves: &mut HashMap<String, Half>, stream: NewStream) -> Option<(u16, NewStream, NewStream)> {
     let kind = stream.headers.get("streamtype").unwrap_or_default().to_owned();
     let port = stream.headers.get("port").and_then(|port| port.parse::<u16>().ok()).filter(|port| *port > 0);
     let Some(port) = port else {

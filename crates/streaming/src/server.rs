@@ -29,11 +29,11 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use crate::command::{self, ClientStreams, Job};
 use crate::mux::{Activity, Hangup, Outgoing};
 use crate::negotiate::{Agreed, Purpose, Refused, Wire, negotiate};
+use crate::port_forward;
 use crate::spdy::{self, NewStream, Role};
 use crate::tls::Acceptor;
 use crate::tokens::Tokens;
 use crate::websocket::{self, Form};
-use crate::port_forward;
 
 /// How long a client may take to say what it wants.
 const HEAD_LIMIT: Duration = Duration::from_secs(10);
@@ -199,7 +199,9 @@ fn grant(inner: &Inner, mut request: Request<Body>) -> Result<(Answer, Granted),
     let (Some(token), None) = (token, more) else { return Err(unknown()) };
     // Whatever comes of it: the token is used up.
     let session = inner.tokens.lock().unwrap_or_else(PoisonError::into_inner).take(token);
-    let Some((_, mut session)) = session.filter(|(for_kind, _)| Some(*for_kind) == kind) else { return Err(unknown()) };
+    let Some((_, mut session)) = session.filter(|(for_kind, _)| Some(*for_kind) == kind) else {
+        return Err(unknown());
+    };
     let Agreed { wire, headers: answer_headers } = negotiate(purpose, request.headers()).map_err(refusal)?;
     if let (Session::Ports { ports, .. }, Wire::Channels { .. }) = (&mut session, &wire) {
         if ports.is_empty() {

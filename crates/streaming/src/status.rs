@@ -87,7 +87,8 @@ impl Outcome {
             return Outcome::Failed(String::from_utf8_lossy(bytes).trim().to_owned());
         };
         let causes = status.details.iter().flat_map(|details| &details.causes);
-        let code = causes.filter(|cause| cause.reason == "ExitCode").find_map(|cause| cause.message.parse().ok());
+        let code =
+            causes.filter(|cause| cause.reason == "ExitCode").find_map(|cause| cause.message.parse().ok());
         match (status.status.as_str(), code) {
             ("Success", _) => Outcome::Success,
             (_, Some(code)) if status.reason == "NonZeroExitCode" => Outcome::Code(code),

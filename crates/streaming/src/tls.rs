@@ -105,8 +105,9 @@ fn read(files: &TlsFiles) -> Result<Arc<ServerConfig>, TlsError> {
     let unfit = |source| TlsError::Unfit { path: files.certificate.clone(), source };
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     // 1.2 and 1.3, whose suites are all sound in this library.
-    let builder =
-        ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions().map_err(unfit)?;
+    let builder = ServerConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .map_err(unfit)?;
     let builder = match &files.client_authorities {
         None => builder.with_no_client_auth(),
         Some(path) => {

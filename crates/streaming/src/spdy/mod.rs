@@ -20,7 +20,9 @@ use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader};
 use tokio::sync::{Notify, mpsc, watch};
 
-use crate::mux::{Activity, Gone, Hangup, Incoming, LINGER, Out, Outgoing, PIECE, Piece, SEND_QUEUE, deliver};
+use crate::mux::{
+    Activity, Gone, Hangup, Incoming, LINGER, Out, Outgoing, PIECE, Piece, SEND_QUEUE, deliver,
+};
 use frame::{FIN, HEAD, Head, MAX_CONTROL, Reset, kind};
 use headers::{Inflater, Storer};
 
@@ -296,7 +298,9 @@ impl<R: AsyncRead + Unpin> Reader<R> {
     async fn control(&mut self, number: u16, flags: u8, body: &[u8]) -> io::Result<()> {
         let word = |at: usize| {
             let bytes = body.get(at..at + 4).and_then(|bytes| bytes.first_chunk::<4>());
-            bytes.map(|bytes| u32::from_be_bytes(*bytes) & 0x7fff_ffff).ok_or_else(|| broken("a frame is too short"))
+            bytes
+                .map(|bytes| u32::from_be_bytes(*bytes) & 0x7fff_ffff)
+                .ok_or_else(|| broken("a frame is too short"))
         };
         match number {
             kind::SYN_STREAM => {

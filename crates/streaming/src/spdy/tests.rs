@@ -127,11 +127,11 @@ async fn who_breaks_the_rules_loses_the_connection() {
     assert!(broken(b"").await.is_ok());
     for bytes in [
         &b"GET / HTTP/1.1\r\n\r\n"[..],
-        b"\x80\x02\x00\x01\x00\x00\x00\x00",         // SPDY/2
-        b"\x80\x03\x00\x01\x00\xff\xff\xff",         // a control frame of 16 MiB
-        b"\x80\x03\x00\x01\x00\x00\x00\x02ab",       // a short one
+        b"\x80\x02\x00\x01\x00\x00\x00\x00",               // SPDY/2
+        b"\x80\x03\x00\x01\x00\xff\xff\xff",               // a control frame of 16 MiB
+        b"\x80\x03\x00\x01\x00\x00\x00\x02ab",             // a short one
         b"\x80\x03\x00\x01\x00\x00\x00\x0eabcdefghijklmn", // headers that are none
-        b"\x00\x00\x00\x01\x00\x00\x00\x09abc",      // cut off
+        b"\x00\x00\x00\x01\x00\x00\x00\x09abc",            // cut off
     ] {
         assert!(broken(bytes).await.is_err(), "{bytes:?}");
     }

@@ -191,7 +191,8 @@ async fn read_all<R: AsyncRead + Unpin>(
             }
             Event::End if form.base64 => {
                 let text = std::mem::take(&mut text);
-                let bytes = BASE64_STANDARD.decode(&text).map_err(|_| io::Error::other("this is no base64"))?;
+                let bytes =
+                    BASE64_STANDARD.decode(&text).map_err(|_| io::Error::other("this is no base64"))?;
                 if let Some(pieces) = channel.and_then(|channel| pieces.get(&channel)) {
                     for chunk in bytes.chunks(crate::mux::PIECE) {
                         deliver(pieces, Piece::Data(Bytes::copy_from_slice(chunk)), hangup).await?;
