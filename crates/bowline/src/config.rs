@@ -164,9 +164,9 @@ impl StreamingSettings {
             (Some(certificate), Some(key)) => Some(TlsFiles { certificate, key, client_authorities }),
             (None, None) if client_authorities.is_none() => None,
             (Some(_), None) => {
-                return Err(ConfigError::value("streaming.tls_key", "missing beside tls_cert"));
+                return Err(ConfigError::value("streaming.tls_key", "missing beside tls_cert".into()));
             }
-            _ => return Err(ConfigError::value("streaming.tls_cert", "missing beside the other TLS files")),
+            _ => return Err(ConfigError::value("streaming.tls_cert", "missing beside the other TLS files".into())),
         };
         let seconds = |number: NonZeroU32| Duration::from_secs(number.get().into());
         let mut config =

@@ -14,6 +14,9 @@ const MAX_BLOCK: usize = 16 << 10;
 /// The most headers of a block.
 const MAX_HEADERS: u32 = 64;
 
+/// A stored block without bytes.
+const FLUSH: &[u8] = &[0, 0, 0, 0xff, 0xff];
+
 /// A header block makes no sense; the stream of blocks cannot be followed any further.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a header block is broken or too long")]
@@ -121,6 +124,8 @@ impl Storer {
             out.extend_from_slice(&(!len).to_le_bytes());
             out.extend_from_slice(chunk);
         }
+        // An empty block at the end, as a flush writes it: Go's inflater gives out what it has only when it meets one.
+        out.extend_from_slice(FLUSH);
         out
     }
 }
@@ -150,7 +155,9 @@ mod tests {
     fn stored_blocks_are_read_back_one_after_the_other() {
         let (mut storer, mut inflater) = (Storer::default(), Inflater::new());
         for block in [headers(&[]), headers(&[("streamtype", "stdin")]), headers(&[("a", "b"), ("c", "")])] {
-            assert_eq!(inflater.block(&storer.block(&block)), Ok(block));
+            let stored = storer.block(&block);
+            assert!(stored.ends_with(FLUSH));
+            assert_eq!(inflater.block(&stored), Ok(block));
         }
     }
 
