@@ -190,7 +190,7 @@ async fn abort(client: &Client, id: &str, pod: &str, number: usize) {
 fn abort_many(count: usize) {
     let mut node = Node::start();
     // Something listens and keeps its connections; the commands of dropped sessions end up with a shell that reaps.
-    let id = node.container("nc -lk -p 7 -e cat & while :; do sleep 0.1; done", |config| {
+    let id = node.container("nc -ll -p 7 -e cat & while :; do sleep 0.1; done", |config| {
         config.stdin = true;
     });
     let (daemon, monitor) = (node.daemon.pid().unwrap(), monitor_of(&node.pod));
@@ -403,7 +403,7 @@ fn a_pod_with_open_connections_goes_without_a_trace() {
     node.runtime.block_on(node.client.remove(&pod_id)).unwrap();
     let clean = Inventory::take(&folder);
     node.pod = node.runtime.block_on(node.client.run(pod("again", &folder.join("logs")))).unwrap();
-    let id = node.container("nc -lk -p 7 -e cat & sleep 1000", |_| {});
+    let id = node.container("nc -ll -p 7 -e cat & sleep 1000", |_| {});
     let client = node.client.clone();
     let (pod_id, runtime) = (node.pod.clone(), &node.runtime);
     let namespaces = namespaces(node.daemon.pid().unwrap());
@@ -480,7 +480,7 @@ fn the_command_line_passes_input_output_and_the_exit_code() {
 
 fn forward_by_command_line(node: &mut Node, id: &str) {
     use std::io::BufRead as _;
-    let serve = ["sh", "-c", "nc -lk -p 7 -e cat >/dev/null 2>&1 &"];
+    let serve = ["sh", "-c", "nc -ll -p 7 -e cat >/dev/null 2>&1 &"];
     node.runtime.block_on(node.client.exec(id, &serve)).unwrap();
     let mut forward = node.daemon.cli(&["port-forward", "--address", "127.0.0.1", &node.pod, ":7"]);
     let mut child = forward.stdout(Stdio::piped()).spawn().unwrap();
@@ -529,4 +529,94 @@ fn make_certificate(folder: &Path) {
     let made = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
     fs::write(folder.join("tls.crt"), made.cert.pem()).unwrap();
     fs::write(folder.join("tls.key"), made.signing_key.serialize_pem()).unwrap();
+}
+
+/// Kubernetes' own client library, built from `tests/second-client` in a folder of the user's cache. `None` without `go`.
+fn second_client() -> Option<std::path::PathBuf> {
+    use std::process::Command;
+    if Command::new("go").arg("version").output().is_err() {
+        println!("there is no `go` on PATH: the second client is left out");
+        return None;
+    }
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(Into::into);
+    let home = || std::env::home_dir().map(|home| home.join(".cache"));
+    let folder: std::path::PathBuf = cache.or_else(home).unwrap_or_else(std::env::temp_dir);
+    let folder = folder.join("bowline-tests/second-client");
+    fs::create_dir_all(&folder).unwrap();
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("second-client");
+    for name in ["main.go", "go.mod", "go.sum"] {
+        fs::copy(source.join(name), folder.join(name)).unwrap();
+    }
+    let built = Command::new("go").args(["build", "-o", "second-client", "."]).current_dir(&folder).output();
+    let built = built.unwrap();
+    assert!(built.status.success(), "go build: {}", String::from_utf8_lossy(&built.stderr));
+    Some(folder.join("second-client"))
+}
+
+#[test]
+fn the_second_client_gets_along_with_us() {
+    use std::io::BufRead as _;
+    let Some(program) = second_client() else { return };
+    let mut node = Node::start();
+    let id = node.container("nc -ll -p 7 -e cat & sleep 1000", |_| {});
+    let client = node.client.clone();
+    for wire in ["spdy", "websocket"] {
+        let script = ["sh", "-c", "cat; echo err >&2; exit 5"];
+        let address = node.runtime.block_on(exec_address(&client, &id, &script, ALL));
+        let mut child = std::process::Command::new(&program)
+            .args(["exec", wire, &address])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        let feed = std::thread::spawn(move || stdin.write_all(&vec![b'x'; 4 << 20]));
+        let output = child.wait_with_output().unwrap();
+        feed.join().unwrap().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(
+            (output.status.code(), output.stdout.len(), &*said),
+            (Some(5), 4 << 20, "err\n"),
+            "{wire}"
+        );
+
+        let wanted = Wanted { stdin: true, stdout: true, stderr: false, terminal: true };
+        let address = node.runtime.block_on(exec_address(&client, &id, &["sh", "-c", "tty; exit 6"], wanted));
+        let mut command = std::process::Command::new(&program);
+        let output = command.args(["exec", wire, &address, "tty"]).stdin(Stdio::null()).output().unwrap();
+        assert_eq!(output.status.code(), Some(6), "{wire}: {output:?}");
+        assert!(output.stdout.starts_with(b"/dev/pts/"), "{wire}: {output:?}");
+
+        let request = v1::PortForwardRequest { pod_sandbox_id: node.pod.clone(), port: vec![] };
+        let address = node.runtime.block_on(client.runtime.clone().port_forward(request)).unwrap();
+        let mut child = std::process::Command::new(&program)
+            .args(["forward", wire, &address.into_inner().url, "7"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        std::io::BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let port: u16 = line.trim().parse().unwrap();
+        let talks: Vec<_> = (0..20).map(|_| std::thread::spawn(move || echo(port))).collect();
+        talks.into_iter().for_each(|talk| talk.join().unwrap());
+        drop(child.stdin.take());
+        assert!(child.wait().unwrap().success(), "{wire}");
+    }
+}
+
+fn echo(port: u16) {
+    let mut socket = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    let words = vec![b'y'; 100_000];
+    let mut writer = socket.try_clone().unwrap();
+    let sending = words.clone();
+    let write = std::thread::spawn(move || {
+        writer.write_all(&sending).unwrap();
+        writer.shutdown(Shutdown::Write).unwrap();
+    });
+    let mut answer = Vec::new();
+    socket.read_to_end(&mut answer).unwrap();
+    write.join().unwrap();
+    assert!(answer == words, "{} of {} bytes came back", answer.len(), words.len());
 }

@@ -4,7 +4,7 @@
 //! nothing of the daemon that started the container. The life line among them tells when the container has ended.
 
 use std::io;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 
 use bowline_model::ContainerId;
@@ -86,7 +86,17 @@ impl InputCloser {
 }
 
 /// Begins to watch.
-pub(crate) async fn attach(ticket: Ticket, call: AttachCall, once: bool) -> Result<Attached, PodError> {
+pub(crate) async fn attach(
+    ticket: Ticket,
+    call: AttachCall,
+    once: bool,
+    connect: impl FnOnce() -> io::Result<OwnedFd>,
+) -> Result<Attached, PodError> {
+    let known = ticket.monitor.knows_attach(connect).await;
+    if !known.map_err(doing("attach to the container"))? {
+        let text = "the pod's monitor is older than attaching; make the pod anew, or use exec";
+        return Err(PodError::Unsupported(text.into()));
+    }
     let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(io::Error::from).map_err(doing("open a pipe"));
     let wanted = |wanted: bool| if wanted { pipe().map(Some) } else { Ok(None) };
     let (life, life_write) = pipe()?;

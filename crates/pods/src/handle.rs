@@ -21,7 +21,7 @@ use crate::monitor::Program;
 use crate::shared::{Shared, blocking, now, random_id};
 use crate::stats::{self, Stats};
 use crate::view::{ContainerView, Views};
-use crate::{PodError, base, recover};
+use crate::{PodError, base, files, recover};
 
 /// How pods are set up.
 #[derive(Debug, Clone)]
@@ -242,7 +242,8 @@ impl Pods {
         let ticket = ask(&actor, |reply| Command::Exec { id: id.clone(), reply }).await?;
         // A terminal has one stream for both.
         let call = AttachCall { stderr: call.stderr && !view.spec.tty, ..call };
-        attach(ticket, call, view.spec.stdin_once).await
+        let connect = || files::connect(&self.0.config.state, &view.pod);
+        attach(ticket, call, view.spec.stdin_once, connect).await
     }
 
     /// Connects to a port of a pod, from inside its network.

@@ -18,7 +18,7 @@ use rustix::fs::{MemfdFlags, SealFlags};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{OnceCell, mpsc, oneshot, watch};
 
 /// Why a monitor gave no answer.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -115,6 +115,7 @@ pub struct Monitor {
     waiting: Mutex<Waiting>,
     next: AtomicU64,
     gone: watch::Sender<bool>,
+    attaches: OnceCell<bool>,
 }
 
 /// What the pod's actor hears of its monitor.
@@ -141,6 +142,7 @@ impl Monitor {
             waiting: Mutex::default(),
             next: AtomicU64::new(first),
             gone: watch::Sender::new(false),
+            attaches: OnceCell::new(),
         });
         tokio::spawn(listen(monitor.clone(), heard));
         Ok(monitor)
@@ -245,6 +247,23 @@ impl Monitor {
         waiting.execs.clear();
         drop(waiting);
         self.gone.send_replace(true);
+    }
+
+    /// Whether this monitor knows of attachments. One that was started before there were any takes such a request for
+    /// rubbish and hangs up, so it is asked once, over a connection that may be lost.
+    pub async fn knows_attach(
+        &self,
+        connect: impl FnOnce() -> io::Result<OwnedFd>,
+    ) -> Result<bool, MonitorError> {
+        let ask = async {
+            let (heard, _unheard) = mpsc::channel(1);
+            let probe = Monitor::attach(connect().map_err(io_error("reach"))?, heard)?;
+            // There is no such container, which is all that it can say of it.
+            let known = probe.call(Request::CloseStdin { container: [0; 32] }, &[]).await.is_ok();
+            probe.hang_up();
+            Ok(known)
+        };
+        self.attaches.get_or_try_init(|| ask).await.copied()
     }
 
     /// Waits until the monitor is gone.

@@ -24,6 +24,8 @@ use crate::websocket::{self, Form};
 
 /// The longest explanation of a refusal that is read.
 const MAX_EXPLANATION: usize = 16 << 10;
+/// How long it is waited for.
+const EXPLANATION_LIMIT: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// What moves the bytes: it has to be run beside the use of the streams, and ends with the connection.
 pub type Driver = Pin<Box<dyn Future<Output = io::Result<()>> + Send>>;
@@ -299,7 +301,8 @@ async fn upgrade(
         .uri(path.as_str())
         .header("Host", format!("{host}:{port}"))
         .header("Connection", "Upgrade")
-        .header("Upgrade", to);
+        .header("Upgrade", to)
+        .header("Content-Length", "0");
     for (name, value) in headers {
         request = request.header(*name, value.as_str());
     }
@@ -307,25 +310,40 @@ async fn upgrade(
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(socket)).await?;
     let connection = connection.with_upgrades();
     tokio::pin!(connection);
-    // Both in this future, so that nothing goes on without whoever asked.
-    let answer = tokio::select! {
-        answer = sender.send_request(request) => answer?,
-        ended = &mut connection => {
-            ended?;
-            return Err(reach(io::ErrorKind::UnexpectedEof.into()));
+    let sending = sender.send_request(request);
+    tokio::pin!(sending);
+    // Both in this future, so that nothing goes on without whoever asked. The connection may end with the answer.
+    let mut connected = true;
+    let answer = loop {
+        tokio::select! {
+            biased;
+            answer = &mut sending => break answer?,
+            ended = &mut connection, if connected => {
+                ended?;
+                connected = false;
+            }
+        }
+    };
+    let rest = async {
+        if connected {
+            let _ = connection.await;
         }
     };
     if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
         let status = answer.status().as_u16();
         let text = http_body_util::Limited::new(answer.into_body(), MAX_EXPLANATION).collect();
+        let moving = async {
+            rest.await;
+            tokio::time::sleep(EXPLANATION_LIMIT).await;
+        };
         let text = tokio::select! {
             text = text => text.map(|text| text.to_bytes()).unwrap_or_default(),
-            _ = &mut connection => Bytes::new(),
+            () = moving => Bytes::new(),
+            () = tokio::time::sleep(EXPLANATION_LIMIT) => Bytes::new(),
         };
         return Err(ClientError::Refused { status, text: String::from_utf8_lossy(&text).trim().to_owned() });
     }
-    let upgraded = hyper::upgrade::on(answer);
-    let (_, upgraded) = tokio::join!(connection, upgraded);
+    let (upgraded, ()) = tokio::join!(hyper::upgrade::on(answer), rest);
     Ok(Box::new(TokioIo::new(upgraded?)))
 }
 

@@ -28,7 +28,7 @@ pub mod websocket;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bowline_model::{ContainerId, SandboxId};
 use bowline_pods::{AttachCall, ExecCall, Pods};
@@ -154,7 +154,7 @@ impl Streaming {
 
     fn address(&self, kind: &'static str, session: Session) -> Result<String, TooMany> {
         let mut tokens = self.inner.tokens.lock().unwrap_or_else(PoisonError::into_inner);
-        let token = tokens.put((kind, session))?;
+        let token = tokens.put((kind, session), Instant::now())?;
         Ok(format!("{}/{kind}/{token}", self.base))
     }
 }

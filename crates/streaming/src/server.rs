@@ -11,7 +11,7 @@ use std::convert::Infallible;
 use std::io;
 use std::os::fd::AsFd as _;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bowline_model::SandboxId;
 use bowline_pods::Pods;
@@ -70,7 +70,7 @@ pub(crate) async fn serve(inner: Arc<Inner>, listener: TcpListener, most: usize)
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             _ = sweep.tick() => {
-                inner.tokens.lock().unwrap_or_else(PoisonError::into_inner).sweep();
+                inner.tokens.lock().unwrap_or_else(PoisonError::into_inner).sweep(Instant::now());
                 continue;
             }
         };
@@ -198,7 +198,7 @@ fn grant(inner: &Inner, mut request: Request<Body>) -> Result<(Answer, Granted),
     };
     let (Some(token), None) = (token, more) else { return Err(unknown()) };
     // Whatever comes of it: the token is used up.
-    let session = inner.tokens.lock().unwrap_or_else(PoisonError::into_inner).take(token);
+    let session = inner.tokens.lock().unwrap_or_else(PoisonError::into_inner).take(token, Instant::now());
     let Some((_, mut session)) = session.filter(|(for_kind, _)| Some(*for_kind) == kind) else {
         return Err(unknown());
     };

@@ -1,11 +1,10 @@
 //! Tokens: what the answer to a CRI call names, and one request over HTTP may use.
 
 use std::collections::HashMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
-use tokio::time::Instant;
 
 /// How long a token waits for its request.
 pub(crate) const LIFETIME: Duration = Duration::from_secs(60);
@@ -28,8 +27,7 @@ impl<T> Default for Tokens<T> {
 
 impl<T> Tokens<T> {
     /// Keeps something, and names it.
-    pub(crate) fn put(&mut self, session: T) -> Result<String, TooMany> {
-        let now = Instant::now();
+    pub(crate) fn put(&mut self, session: T, now: Instant) -> Result<String, TooMany> {
         if self.0.len() >= MAX_TOKENS {
             self.0.retain(|_, (until, _)| *until > now);
         }
@@ -45,14 +43,13 @@ impl<T> Tokens<T> {
     }
 
     /// Gives it away, once and in time.
-    pub(crate) fn take(&mut self, token: &str) -> Option<T> {
+    pub(crate) fn take(&mut self, token: &str, now: Instant) -> Option<T> {
         let (until, session) = self.0.remove(token)?;
-        (until > Instant::now()).then_some(session)
+        (until > now).then_some(session)
     }
 
     /// Forgets what is over.
-    pub(crate) fn sweep(&mut self) {
-        let now = Instant::now();
+    pub(crate) fn sweep(&mut self, now: Instant) {
         self.0.retain(|_, (until, _)| *until > now);
         if self.0.is_empty() {
             self.0.shrink_to_fit();
@@ -64,27 +61,29 @@ impl<T> Tokens<T> {
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
-    async fn a_token_is_good_once_and_for_a_minute() {
-        let mut tokens = Tokens::default();
-        let (one, two) = (tokens.put(1).unwrap(), tokens.put(2).unwrap());
+    #[test]
+    fn a_token_is_good_once_and_for_a_minute() {
+        let (mut tokens, now) = (Tokens::default(), Instant::now());
+        let (one, two) = (tokens.put(1, now).unwrap(), tokens.put(2, now).unwrap());
         assert_ne!(one, two);
         assert!(one.len() >= 20 && one.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b)));
-        assert_eq!((tokens.take(&one), tokens.take(&one), tokens.take("")), (Some(1), None, None));
-        tokio::time::advance(LIFETIME).await;
-        assert_eq!(tokens.take(&two), None);
+        assert_eq!(
+            (tokens.take(&one, now), tokens.take(&one, now), tokens.take("", now)),
+            (Some(1), None, None)
+        );
+        assert_eq!(tokens.take(&two, now + LIFETIME), None);
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn there_is_a_limit_which_time_lifts() {
-        let mut tokens = Tokens::default();
+    #[test]
+    fn there_is_a_limit_which_time_lifts() {
+        let (mut tokens, now) = (Tokens::default(), Instant::now());
         for number in 0..MAX_TOKENS {
-            tokens.put(number).unwrap();
+            tokens.put(number, now).unwrap();
         }
-        assert_eq!(tokens.put(0), Err(TooMany));
-        tokio::time::advance(LIFETIME).await;
-        assert!(tokens.put(0).is_ok());
-        tokens.sweep();
+        assert_eq!(tokens.put(0, now), Err(TooMany));
+        let later = now + LIFETIME;
+        assert!(tokens.put(0, later).is_ok());
+        tokens.sweep(later);
         assert_eq!(tokens.0.len(), 1);
     }
 }
