@@ -345,8 +345,10 @@ fn a_daemon_started_anew_attaches_and_one_that_died_ends_the_input_that_is_read_
 #[test]
 fn a_watcher_that_does_not_read_holds_up_a_container_for_a_while_and_its_log_is_whole() {
     let mut node = Node::start();
-    const LINES: usize = 400_000;
-    let script = format!("read go; seq 1 {LINES}; exec sleep 1000");
+    // Forty megabytes: more than all buffers on the way hold.
+    const LINES: usize = 40_000;
+    let script =
+        format!("read go; yes $(printf %01000d 0) | head -n {LINES}; echo the last one; exec sleep 1000");
     let id = node.container(&script, |config| config.stdin = true);
     let client = node.client.clone();
     let outcome = node.runtime.block_on(async {
@@ -359,7 +361,7 @@ fn a_watcher_that_does_not_read_holds_up_a_container_for_a_while_and_its_log_is_
         // The other one reads, and gets it all: once the first was left behind.
         let mut seen = 0;
         let mut stdout = other.stdout.unwrap();
-        while seen < LINES {
+        while seen < LINES + 1 {
             let piece = stdout.next().await.unwrap().unwrap();
             seen += piece.iter().filter(|byte| **byte == b'\n').count();
         }
@@ -370,8 +372,8 @@ fn a_watcher_that_does_not_read_holds_up_a_container_for_a_while_and_its_log_is_
     let Ok(Outcome::Failed(text)) = outcome else { panic!("{outcome:?}") };
     assert!(text.contains("not read"), "{text}");
     let log = node.log();
-    assert_eq!(log.iter().filter(|byte| **byte == b'\n').count(), LINES, "lines of the log");
-    assert!(log.ends_with(format!(" F {LINES}\n").as_bytes()));
+    assert_eq!(log.iter().filter(|byte| **byte == b'\n').count(), LINES + 1, "lines of the log");
+    assert!(log.ends_with(b" F the last one\n"));
 }
 
 #[test]
@@ -424,7 +426,9 @@ fn a_pod_with_open_connections_goes_without_a_trace() {
         let (streams, attached) =
             begin(&attach_address(&client, &id, OUTPUT).await, Transport::Spdy, OUTPUT).await;
         client.clone().remove(&pod_id).await.unwrap();
-        assert_eq!(connection.incoming.next().await, Err(Gone), "the connection ends with the pod");
+        // Its server was killed, which may be heard first.
+        let end = connection.incoming.next().await;
+        assert!(matches!(end, Ok(None) | Err(Gone)), "the connection ends with the pod: {end:?}");
         let Command { mut error, .. } = streams;
         assert_eq!(client::outcome(&mut error).await, Ok(Outcome::Success), "the end of the container");
         // The session itself goes on, and finds nothing to connect to.

@@ -91,11 +91,12 @@ async fn accept(listener: TcpListener, remote: u16, forwarder: Forwarder) {
     }
 }
 
-async fn forward(socket: TcpStream, remote: u16, forwarder: Forwarder) {
+async fn forward(mut socket: TcpStream, remote: u16, forwarder: Forwarder) {
     let Ok(Forwarded { mut incoming, mut outgoing, mut error }) = forwarder.open(remote).await else {
         return;
     };
-    let (mut read, mut write) = socket.into_split();
+    // Borrowed: owned halves say goodbye when they are dropped, before anything can be broken off.
+    let (mut read, mut write) = socket.split();
     let up = async {
         loop {
             let mut buffer = BytesMut::with_capacity(READ);
@@ -119,20 +120,23 @@ async fn forward(socket: TcpStream, remote: u16, forwarder: Forwarder) {
                     let _ = write.shutdown().await;
                     return true;
                 }
-                // Broken off: so is ours.
-                Err(_) => {
-                    let _ = rustix::net::sockopt::set_socket_linger(write.as_ref(), Some(Duration::ZERO));
-                    return false;
-                }
+                Err(_) => return false,
             }
         }
     };
-    tokio::pin!(up);
-    tokio::pin!(down);
-    tokio::select! {
-        fine = &mut up => { if fine { down.await; } }
-        fine = &mut down => { if fine { up.await; } }
+    let broken = {
+        tokio::pin!(up);
+        tokio::pin!(down);
+        tokio::select! {
+            fine = &mut up => !(fine && down.await),
+            fine = &mut down => !(fine && up.await),
+        }
+    };
+    if broken {
+        // Whoever is at our end learns that it was broken off, not that all was said.
+        let _ = rustix::net::sockopt::set_socket_linger(&socket, Some(Duration::ZERO));
     }
+    drop(socket);
     let mut text = Vec::new();
     while let Ok(Some(bytes)) = error.next().await {
         text.extend_from_slice(&bytes);

@@ -13,7 +13,7 @@ use bowline_pods::{Pods, chain};
 use bytes::{Bytes, BytesMut};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -182,8 +182,9 @@ async fn forward(
     let _ = error.end().await;
 }
 
-async fn copy(stream: TcpStream, incoming: Incoming, data: &mut Outgoing) -> End {
-    let (read, write) = stream.into_split();
+async fn copy(mut stream: TcpStream, incoming: Incoming, data: &mut Outgoing) -> End {
+    // Borrowed: owned halves say goodbye when they are dropped, before anything can be broken off.
+    let (read, write) = stream.split();
     // Looks at the same stream; the sending end is in use meanwhile.
     let broken_off = data.watch();
     let mut down_ended = false;
@@ -219,12 +220,12 @@ async fn copy(stream: TcpStream, incoming: Incoming, data: &mut Outgoing) -> End
     };
     if end == End::Client && !down_ended {
         // The pod's side learns that it was broken off, not that all was said.
-        let _ = rustix::net::sockopt::set_socket_linger(write.as_ref(), Some(Duration::ZERO));
+        let _ = rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO));
     }
     end
 }
 
-async fn up(mut from: Incoming, to: &OwnedWriteHalf) -> End {
+async fn up(mut from: Incoming, to: &WriteHalf<'_>) -> End {
     loop {
         match from.next().await {
             Ok(Some(bytes)) => {
@@ -241,7 +242,7 @@ async fn up(mut from: Incoming, to: &OwnedWriteHalf) -> End {
     }
 }
 
-async fn write_all(to: &OwnedWriteHalf, mut bytes: &[u8]) -> std::io::Result<()> {
+async fn write_all(to: &WriteHalf<'_>, mut bytes: &[u8]) -> std::io::Result<()> {
     while !bytes.is_empty() {
         to.writable().await?;
         match to.try_write(bytes) {
@@ -253,7 +254,7 @@ async fn write_all(to: &OwnedWriteHalf, mut bytes: &[u8]) -> std::io::Result<()>
     Ok(())
 }
 
-async fn down(mut from: OwnedReadHalf, to: &mut Outgoing) -> End {
+async fn down(mut from: ReadHalf<'_>, to: &mut Outgoing) -> End {
     loop {
         let mut buffer = BytesMut::with_capacity(READ);
         match from.read_buf(&mut buffer).await {

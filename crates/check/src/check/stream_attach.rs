@@ -9,7 +9,7 @@ use bowline_streaming::{Incoming, Outcome};
 use bytes::Bytes;
 
 use super::case::{Case, case, same};
-use super::stream_exec::{ALL, OUTPUTS, Session, TERMINAL};
+use super::stream_exec::{ALL, OUTPUTS, Session, TERMINAL, beside};
 use crate::container::Ctr;
 use crate::endpoint::ask;
 use crate::node::Node;
@@ -129,8 +129,5 @@ async fn resize(node: Node) -> Result<()> {
         same!(client::outcome(&mut streams.error).await?, Outcome::Success, "status");
         anyhow::Ok(())
     };
-    tokio::select! {
-        done = session => done,
-        ended = driver => bail!("the connection ended: {ended:?}"),
-    }
+    beside(driver, session).await
 }

@@ -70,41 +70,39 @@ impl Session {
 
     /// Runs it to its end: input goes in, and ends if that is wanted.
     pub(super) async fn talk(self, input: &[u8], end: bool) -> Result<Ending> {
-        let Session { streams, mut driver } = self;
+        let Session { streams, driver } = self;
         let Command { stdin, stdout, stderr, mut error, resize: _resize } = streams;
         let work = async {
             let feed = async {
-                let Some(mut stdin) = stdin else { return };
-                if !input.is_empty() && stdin.send(Bytes::copy_from_slice(input)).await.is_err() {
-                    return;
+                if let Some(mut stdin) = stdin {
+                    let sent = input.is_empty() || stdin.send(Bytes::copy_from_slice(input)).await.is_ok();
+                    if sent && end {
+                        let _ = stdin.end().await;
+                    }
                 }
-                if end {
-                    let _ = stdin.end().await;
-                }
-                // Kept until the session ends: dropping it would say nothing anyway.
-                std::future::pending::<()>().await;
+                // Only the end of the session ends it.
+                std::future::pending().await
             };
             let read = async { tokio::join!(all(stdout), all(stderr), client::outcome(&mut error)) };
             tokio::select! {
                 (stdout, stderr, outcome) = read => outcome.map(|outcome| Ending { stdout, stderr, outcome }),
-                () = feed => unreachable(),
+                never = feed => never,
             }
         };
-        tokio::pin!(work);
-        let ended = async {
-            tokio::select! {
-                done = &mut work => done,
-                // What has arrived is still to be read.
-                _ = &mut driver => { driver = Box::pin(std::future::pending()); work.await }
-            }
-        };
-        let done = tokio::time::timeout(LIMIT, ended).await.context("the session does not end")?;
-        done.context("the session broke off")
+        beside(driver, async { work.await.context("the session broke off") }).await
     }
 }
 
-fn unreachable<T>() -> Result<T, bowline_streaming::Gone> {
-    Err(bowline_streaming::Gone)
+/// Runs what needs the connection beside its driver. What has arrived when the connection ends is still to be read.
+pub(super) async fn beside<T>(driver: Driver, work: impl Future<Output = Result<T>>) -> Result<T> {
+    let driver = async {
+        let _ = driver.await;
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        done = tokio::time::timeout(LIMIT, work) => done.context("the session does not end")?,
+        () = driver => bail!("the driver ended twice"),
+    }
 }
 
 async fn all(from: Option<Incoming>) -> Vec<u8> {
@@ -198,10 +196,7 @@ async fn resize(node: Node) -> Result<()> {
         same!(client::outcome(&mut streams.error).await?, Outcome::Success, "status");
         Ok(())
     };
-    tokio::select! {
-        done = tokio::time::timeout(LIMIT, session) => done.context("the sizes do not arrive")?,
-        ended = driver => bail!("the connection ended: {ended:?}"),
-    }
+    beside(driver, session).await
 }
 
 /// A hundred mebibytes there and back.
@@ -239,10 +234,7 @@ async fn big(node: Node) -> Result<()> {
         same!(client::outcome(&mut streams.error).await?, Outcome::Success, "status");
         Ok(())
     };
-    tokio::select! {
-        done = tokio::time::timeout(LIMIT, session) => done.context("100 MiB took longer than a minute")?,
-        ended = driver => bail!("the connection ended: {ended:?}"),
-    }
+    beside(driver, session).await
 }
 
 async fn request_checks(node: Node) -> Result<()> {
