@@ -86,6 +86,30 @@ async fn containers(client: &mut Client, logs: &std::path::Path) {
         v1::LinuxContainerSecurityContext { capabilities: Some(capabilities), ..Default::default() };
     bad.linux = Some(v1::LinuxContainerConfig { security_context: Some(security), ..Default::default() });
     refused(client.create(&id, bad).await, Code::InvalidArgument, "MAGIC");
+    // Nobody is there to answer what such a filter would ask.
+    let profile = logs.join("notify.json");
+    let text = r#"{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["mount"], "action": "SCMP_ACT_NOTIFY"}]}"#;
+    std::fs::create_dir_all(logs).unwrap();
+    std::fs::write(&profile, text).unwrap();
+    let mut bad = plain.clone();
+    let seccomp = v1::SecurityProfile {
+        profile_type: v1::security_profile::ProfileType::Localhost as i32,
+        localhost_ref: profile.display().to_string(),
+    };
+    let security = v1::LinuxContainerSecurityContext { seccomp: Some(seccomp), ..Default::default() };
+    bad.linux = Some(v1::LinuxContainerConfig { security_context: Some(security), ..Default::default() });
+    refused(client.create(&id, bad).await, Code::InvalidArgument, "SCMP_ACT_NOTIFY");
+    let mut bad = plain.clone();
+    bad.mounts = vec![v1::Mount {
+        container_path: "/vol".into(),
+        host_path: logs.display().to_string(),
+        mount_options: vec!["nosuid".into(), "suid".into()],
+        ..Default::default()
+    }];
+    refused(client.create(&id, bad).await, Code::InvalidArgument, "mount_options");
+    let mut bad = plain.clone();
+    bad.cdi_devices = vec![v1::CdiDevice { name: "nobody.example/thing=0".into() }];
+    refused(client.create(&id, bad).await, Code::InvalidArgument, "/etc/cdi");
     let mut bad = plain.clone();
     bad.command = vec!["/no/such/program".into()];
     let ctr = client.create(&id, bad).await.unwrap();

@@ -29,12 +29,18 @@ struct Node {
 
 impl Node {
     fn start() -> Node {
+        Node::start_with(|_| {})
+    }
+
+    fn start_with(change: impl FnOnce(&mut v1::PodSandboxConfig)) -> Node {
         let runtime = tokio::runtime::Runtime::new().unwrap();
         let daemon = Daemon::start();
         let (client, pod) = runtime.block_on(async {
             let mut client = Client::connect(&daemon).await;
             client.pull(&daemon).await;
-            let pod = client.run(pod("streams", &daemon.folder().join("logs"))).await.unwrap();
+            let mut config = pod("streams", &daemon.folder().join("logs"));
+            change(&mut config);
+            let pod = client.run(config).await.unwrap();
             (client, pod)
         });
         Node { runtime, daemon, client, pod }
@@ -399,12 +405,14 @@ fn output_of_a_container_without_a_log_is_there_to_the_last_byte() {
 
 #[test]
 fn a_pod_with_open_connections_goes_without_a_trace() {
-    let mut node = Node::start();
-    let folder = node.daemon.folder().to_owned();
-    let pod_id = node.pod.clone();
-    node.runtime.block_on(node.client.remove(&pod_id)).unwrap();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let daemon = Daemon::start();
+    let folder = daemon.folder().to_owned();
+    let mut client = runtime.block_on(Client::connect(&daemon));
+    runtime.block_on(client.pull(&daemon));
     let clean = Inventory::take(&folder);
-    node.pod = node.runtime.block_on(node.client.run(pod("again", &folder.join("logs")))).unwrap();
+    let pod = runtime.block_on(client.run(pod("streams", &folder.join("logs")))).unwrap();
+    let mut node = Node { runtime, daemon, client, pod };
     let id = node.container("nc -ll -p 7 -e cat & sleep 1000", |_| {});
     let client = node.client.clone();
     let (pod_id, runtime) = (node.pod.clone(), &node.runtime);
@@ -463,8 +471,10 @@ fn the_command_line_passes_input_output_and_the_exit_code() {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        child.stdin.take().unwrap().write_all(&vec![b'x'; 1 << 20]).unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        let feed = std::thread::spawn(move || stdin.write_all(&vec![b'x'; 1 << 20]));
         let output = child.wait_with_output().unwrap();
+        feed.join().unwrap().unwrap();
         assert_eq!(output.status.code(), Some(5), "{output:?}");
         assert_eq!((output.stdout.len(), &output.stderr[..]), (1 << 20, &b"err\n"[..]));
     }
@@ -561,8 +571,24 @@ fn second_client() -> Option<std::path::PathBuf> {
 fn the_second_client_gets_along_with_us() {
     use std::io::BufRead as _;
     let Some(program) = second_client() else { return };
-    let mut node = Node::start();
-    let id = node.container("nc -ll -p 7 -e cat & sleep 1000", |_| {});
+    // On the host's network, so that the server can be one that takes twenty connections at once; busybox' loses some.
+    let mut node = Node::start_with(|config| {
+        let security = config.linux.get_or_insert_default().security_context.get_or_insert_default();
+        security.namespace_options =
+            Some(v1::NamespaceOption { network: v1::NamespaceMode::Node as i32, ..Default::default() });
+    });
+    let id = node.container("sleep 1000", |_| {});
+    let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let served = server.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for socket in server.incoming().flatten() {
+            std::thread::spawn(move || {
+                let mut writer = socket.try_clone().unwrap();
+                let _ = std::io::copy(&mut &socket, &mut writer);
+                let _ = socket.shutdown(Shutdown::Write);
+            });
+        }
+    });
     let client = node.client.clone();
     for wire in ["spdy", "websocket"] {
         let script = ["sh", "-c", "cat; echo err >&2; exit 5"];
@@ -595,7 +621,7 @@ fn the_second_client_gets_along_with_us() {
         let request = v1::PortForwardRequest { pod_sandbox_id: node.pod.clone(), port: vec![] };
         let address = node.runtime.block_on(client.runtime.clone().port_forward(request)).unwrap();
         let mut child = std::process::Command::new(&program)
-            .args(["forward", wire, &address.into_inner().url, "7"])
+            .args(["forward", wire, &address.into_inner().url, &served.to_string()])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

@@ -51,6 +51,10 @@ pub(crate) struct Settings {
     pub(crate) cni: CniSettings,
     /// Images.
     pub(crate) images: ImageSettings,
+    /// Devices by name.
+    pub(crate) cdi: CdiSettings,
+    /// Paths of the host.
+    pub(crate) paths: PathSettings,
     /// Exec, attach and port-forward.
     pub(crate) streaming: StreamingSettings,
 }
@@ -98,6 +102,22 @@ pub(crate) struct CniSettings {
     pub(crate) conf_dirs: Option<Vec<PathBuf>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) bin_dirs: Option<Vec<PathBuf>>,
+}
+
+/// `[cdi]`.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct CdiSettings {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) spec_dirs: Option<Vec<PathBuf>>,
+}
+
+/// `[paths]`.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct PathSettings {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) timeout_seconds: Option<NonZeroU32>,
 }
 
 /// `[images]`.
@@ -166,7 +186,12 @@ impl StreamingSettings {
             (Some(_), None) => {
                 return Err(ConfigError::value("streaming.tls_key", "missing beside tls_cert".into()));
             }
-            _ => return Err(ConfigError::value("streaming.tls_cert", "missing beside the other TLS files".into())),
+            _ => {
+                return Err(ConfigError::value(
+                    "streaming.tls_cert",
+                    "missing beside the other TLS files".into(),
+                ));
+            }
         };
         let seconds = |number: NonZeroU32| Duration::from_secs(number.get().into());
         let mut config =
@@ -286,6 +311,7 @@ fn finish(settings: Settings) -> Result<Config, ConfigError> {
     let lists = [
         ("cni.conf_dirs", &settings.cni.conf_dirs),
         ("cni.bin_dirs", &settings.cni.bin_dirs),
+        ("cdi.spec_dirs", &settings.cdi.spec_dirs),
         ("images.registry_config_dirs", &settings.images.registry_config_dirs),
     ];
     for (key, folders) in lists {

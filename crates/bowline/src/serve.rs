@@ -149,7 +149,13 @@ async fn serve(config: Config) -> Result<(), ServeError> {
     let images = Images::open(images_config(&config)).await.map_err(ServeError::failed("open the images"))?;
     let cni = Arc::new(Cni::new(cni_config(&config)).map_err(ServeError::failed("set up the network"))?);
     repair(&cni).await;
-    let pods_config = PodsConfig::new(config.root.clone(), config.state.clone(), config.monitor.clone());
+    let mut pods_config = PodsConfig::new(config.root.clone(), config.state.clone(), config.monitor.clone());
+    if let Some(folders) = &config.settings.cdi.spec_dirs {
+        pods_config.cdi_folders.clone_from(folders);
+    }
+    if let Some(seconds) = config.settings.paths.timeout_seconds {
+        pods_config.path_patience = Duration::from_secs(seconds.get().into());
+    }
     let pods = Pods::open(pods_config, store, images.clone(), cni.clone())
         .await
         .map_err(ServeError::failed("recover the pods"))?;

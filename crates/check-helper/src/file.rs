@@ -40,7 +40,8 @@ pub(crate) fn perform(name: &str, rest: &[&str]) -> Option<io::Result<()>> {
         }
         ("make-shared", [path]) => mount_change(*path, MountPropagationFlags::SHARED).map_err(Into::into),
         ("umount", [path]) => unmount(*path, UnmountFlags::DETACH).map_err(Into::into),
-        ("mknod", [path, major, minor]) => mknod(path, major, minor),
+        ("mknod", [path, major, minor]) => mknod(path, FileType::CharacterDevice, major, minor),
+        ("mknod", ["b", path, major, minor]) => mknod(path, FileType::BlockDevice, major, minor),
         ("sync", []) => {
             rustix::fs::sync();
             Ok(())
@@ -99,10 +100,10 @@ fn xattr(path: &str, attribute: &str) -> io::Result<()> {
     Ok(())
 }
 
-fn mknod(path: &str, major: &str, minor: &str) -> io::Result<()> {
+fn mknod(path: &str, kind: FileType, major: &str, minor: &str) -> io::Result<()> {
     let number = |word: &str| word.parse::<u32>().map_err(io::Error::other);
     let device = makedev(number(major)?, number(minor)?);
     let path = CString::new(path)?;
-    mknodat(CWD, path.as_c_str(), FileType::CharacterDevice, Mode::from_raw_mode(0o600), device)?;
+    mknodat(CWD, path.as_c_str(), kind, Mode::from_raw_mode(0o600), device)?;
     Ok(())
 }

@@ -12,6 +12,7 @@ mod devices;
 mod exec_sync;
 mod identity;
 mod image;
+mod image_volume;
 mod info;
 mod leftovers;
 mod list;
@@ -37,6 +38,7 @@ mod stream_exec;
 mod stream_ports;
 mod stream_url;
 mod sysctls;
+mod userns;
 mod verbose;
 
 use std::net::SocketAddr;
@@ -133,11 +135,13 @@ fn cases() -> Vec<&'static Case> {
         stop::CASES,
         mounts::CASES,
         rro::CASES,
+        image_volume::CASES,
         pull::CASES,
         image::CASES,
         identity::CASES,
         privilege::CASES,
         seccomp::CASES,
+        userns::CASES,
         apparmor::CASES,
         selinux::CASES,
         resources::CASES,

@@ -63,7 +63,6 @@ pub(crate) fn of_remove(error: &RemoveError) -> Status {
 pub(crate) fn of_refused(error: &Refused) -> Status {
     let code = match error {
         Refused::Invalid { .. } => Code::InvalidArgument,
-        Refused::NotBuilt { .. } => Code::Unimplemented,
         Refused::NoVolume { .. } => Code::FailedPrecondition,
     };
     status(code, chain(error))

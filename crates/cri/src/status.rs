@@ -16,7 +16,7 @@ pub(crate) fn status(pods: &Pods, server: &ServerInfo, verbose: bool) -> v1::Sta
     let conditions = vec![runtime, network(pods.cni().status())];
     let features = v1::RuntimeHandlerFeatures {
         recursive_read_only_mounts: pods.host().facts.recursive_read_only,
-        user_namespaces: false,
+        user_namespaces: pods.user_namespaces(),
     };
     v1::StatusResponse {
         status: Some(v1::RuntimeStatus { conditions }),

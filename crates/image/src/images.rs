@@ -258,6 +258,14 @@ impl Images {
         Ok(Some(bytes))
     }
 
+    /// Whether there is anything at `path` in these layers (bottom first), as a container of them would see it.
+    pub fn holds_path(&self, layers: &[LayerName], path: &str) -> io::Result<bool> {
+        use crate::unpack::Stack;
+        let folders: io::Result<Vec<_>> =
+            layers.iter().rev().map(|name| self.0.store.open_layer(name)).collect();
+        Ok(Stack::new(folders?).find(path.as_bytes(), true)?.is_some())
+    }
+
     /// Deletes layers and blobs that no name, container or running pull refers to. The daemon calls it once all containers' holds
     /// are replayed, which unlocks layers of an earlier life, and after releases.
     pub async fn collect(&self) {

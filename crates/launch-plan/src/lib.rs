@@ -148,6 +148,14 @@ wire_enum! {
             /// Options: key, and value where it has one.
             options: Vec<(CString, Option<CString>)>,
         },
+        /// Layers of an image, or a part of them: an overlay without a folder of writes. Paths as in
+        /// [`Rootfs::Overlay`].
+        Layers = 3 {
+            /// Layers, topmost first; at least one.
+            lower: Vec<CString>,
+            /// Path below the layers' root, resolved in it; empty: all.
+            sub_path: CString,
+        },
     }
 }
 

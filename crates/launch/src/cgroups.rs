@@ -26,38 +26,77 @@ pub fn make_folder(root: BorrowedFd<'_>, path: &CStr) -> io::Result<()> {
 
 /// Writes values to the files of a cgroup that exists, one write each.
 pub fn apply(root: BorrowedFd<'_>, step: &CgroupStep) -> Result<(), LaunchError> {
-    let named = |error: io::Error| LaunchError::Cgroup(step.path.to_string_lossy().into_owned(), error);
-    let folder = open(root, &step.path).map_err(named)?;
+    let folder = open(root, &step.path).map_err(|error| named(step, error))?;
     write_all(folder.as_fd(), step)
 }
 
+/// Makes and limits the groups of a plan.
 pub(crate) fn prepare(launcher: &Launcher<'_>, plan: &LaunchPlan) -> Result<Prepared, LaunchError> {
-    let mut prepared = Prepared { unified: None, tasks: Vec::with_capacity(plan.cgroups.len()) };
-    for step in &plan.cgroups {
-        let root = launcher
-            .hierarchies
-            .get(usize::from(step.hierarchy))
-            .ok_or(LaunchError::BadPlan("a cgroup hierarchy is missing"))?;
-        let named = |error: io::Error| LaunchError::Cgroup(step.path.to_string_lossy().into_owned(), error);
-        let folder =
-            if step.create { make(root.as_fd(), &step.path) } else { open(root.as_fd(), &step.path) };
-        let folder = folder.map_err(named)?;
-        write_all(folder.as_fd(), step)?;
-        if launcher.unified == Some(step.hierarchy) {
-            if let Some(filter) = &plan.device_filter
-                && step.create
-            {
-                let program = bowline_linux::bpf::load_device_filter(&filter.0).map_err(named)?;
-                bowline_linux::bpf::attach_device_filter(folder.as_fd(), program.as_fd()).map_err(named)?;
-            }
-            prepared.unified = Some(folder);
-        } else {
-            let flags = OFlags::WRONLY | OFlags::CLOEXEC;
-            let tasks = rustix::fs::openat(&folder, c"tasks", flags, Mode::empty());
-            prepared.tasks.push(tasks.map_err(|errno| named(errno.into()))?);
-        }
+    let mut prepared = prepare_unified(launcher, plan)?;
+    for step in version_1(launcher, plan) {
+        let folder = make_step(launcher, step)?;
+        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+        let tasks = rustix::fs::openat(&folder, c"tasks", flags, Mode::empty());
+        prepared.tasks.push(tasks.map_err(|errno| named(step, errno.into()))?);
     }
     Ok(prepared)
+}
+
+/// Only the group of cgroup v2, which a process must be born in.
+pub(crate) fn prepare_unified(launcher: &Launcher<'_>, plan: &LaunchPlan) -> Result<Prepared, LaunchError> {
+    let mut prepared = Prepared { unified: None, tasks: Vec::new() };
+    for step in plan.cgroups.iter().filter(|step| launcher.unified == Some(step.hierarchy)) {
+        let folder = make_step(launcher, step)?;
+        if let Some(filter) = plan.device_filter.as_ref().filter(|_| step.create) {
+            let load = || -> io::Result<()> {
+                let program = bowline_linux::bpf::load_device_filter(&filter.0)?;
+                bowline_linux::bpf::attach_device_filter(folder.as_fd(), program.as_fd())
+            };
+            load().map_err(|error| named(step, error))?;
+        }
+        prepared.unified = Some(folder);
+    }
+    Ok(prepared)
+}
+
+/// Only the groups of cgroup v1, which a process joins later.
+pub(crate) fn prepare_version_1(launcher: &Launcher<'_>, plan: &LaunchPlan) -> Result<(), LaunchError> {
+    version_1(launcher, plan).try_for_each(|step| make_step(launcher, step).map(drop))
+}
+
+/// The `tasks` files of the cgroup v1 groups: hierarchy, and path below its root.
+pub(crate) fn tasks_paths(
+    launcher: &Launcher<'_>,
+    plan: &LaunchPlan,
+) -> Result<Vec<(u8, CString)>, LaunchError> {
+    version_1(launcher, plan)
+        .map(|step| {
+            let path = [step.path.as_bytes(), b"/tasks"].concat();
+            let path = CString::new(path).map_err(|_| LaunchError::BadPlan("a cgroup has a NUL inside"))?;
+            Ok((step.hierarchy, path))
+        })
+        .collect()
+}
+
+fn version_1<'a>(
+    launcher: &Launcher<'_>,
+    plan: &'a LaunchPlan,
+) -> impl Iterator<Item = &'a CgroupStep> + use<'a> {
+    let unified = launcher.unified;
+    plan.cgroups.iter().filter(move |step| unified != Some(step.hierarchy))
+}
+
+fn make_step(launcher: &Launcher<'_>, step: &CgroupStep) -> Result<OwnedFd, LaunchError> {
+    let root = launcher.hierarchies.get(usize::from(step.hierarchy));
+    let root = root.ok_or(LaunchError::BadPlan("a cgroup hierarchy is missing"))?;
+    let folder = if step.create { make(root.as_fd(), &step.path) } else { open(root.as_fd(), &step.path) };
+    let folder = folder.map_err(|error| named(step, error))?;
+    write_all(folder.as_fd(), step)?;
+    Ok(folder)
+}
+
+fn named(step: &CgroupStep, error: io::Error) -> LaunchError {
+    LaunchError::Cgroup(step.path.to_string_lossy().into_owned(), error)
 }
 
 /// Writes the step's values, in order.
@@ -94,35 +133,37 @@ fn open(root: BorrowedFd<'_>, path: &CStr) -> io::Result<OwnedFd> {
 /// each one made here gets its parent's.
 fn make(root: BorrowedFd<'_>, path: &CStr) -> io::Result<OwnedFd> {
     match rustix::fs::mkdirat(root, path, Mode::from_raw_mode(0o755)) {
-        Ok(()) | Err(Errno::EXIST) => {}
-        Err(Errno::NOENT) => return make_parents(root, path),
+        Ok(()) => {}
+        Err(Errno::EXIST) => return open(root, path).and_then(with_cpus),
+        // Parents are looked at only where one is missing: most of the time they are there.
+        Err(Errno::NOENT) => {
+            let parent = parent(path).ok_or(Errno::NOENT)?;
+            let parent = make(root, &parent)?;
+            // On v2 a group has only the controllers that its parent hands down.
+            if is_unified(parent.as_fd()) {
+                hand_down_controllers(parent.as_fd());
+            }
+            match rustix::fs::mkdirat(root, path, Mode::from_raw_mode(0o755)) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
         Err(errno) => return Err(errno.into()),
     }
-    let folder = open(root, path)?;
-    inherit_cpuset(folder.as_fd())?;
-    Ok(folder)
+    open(root, path).and_then(with_cpus)
 }
 
-fn make_parents(root: BorrowedFd<'_>, path: &CStr) -> io::Result<OwnedFd> {
+/// The folder above; `None` for the topmost.
+fn parent(path: &CStr) -> Option<CString> {
     let bytes = path.to_bytes();
-    let ends = bytes.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at);
-    for end in ends.chain([bytes.len()]) {
-        let prefix = CString::new(&bytes[..end])?;
-        if prefix.is_empty() {
-            continue;
-        }
-        match rustix::fs::mkdirat(root, &prefix, Mode::from_raw_mode(0o755)) {
-            Ok(()) | Err(Errno::EXIST) => {}
-            Err(errno) => return Err(errno.into()),
-        }
-        let folder = open(root, &prefix)?;
-        inherit_cpuset(folder.as_fd())?;
-        // On v2 a group has only the controllers that its parent hands down.
-        if end < bytes.len() && is_unified(folder.as_fd()) {
-            hand_down_controllers(folder.as_fd());
-        }
-    }
-    open(root, path)
+    let bytes = &bytes[..bytes.iter().rposition(|byte| *byte != b'/')? + 1];
+    let end = bytes.iter().rposition(|byte| *byte == b'/')?;
+    CString::new(&bytes[..end]).ok().filter(|parent| !parent.is_empty())
+}
+
+fn with_cpus(folder: OwnedFd) -> io::Result<OwnedFd> {
+    inherit_cpuset(folder.as_fd())?;
+    Ok(folder)
 }
 
 /// Enables for the groups below whatever the group itself has. A controller that cannot be handed down (its group has
@@ -151,6 +192,8 @@ fn inherit_cpuset(folder: BorrowedFd<'_>) -> io::Result<()> {
         let parent = rustix::fs::openat(folder, c"..", FOLDER, Mode::empty())?;
         let len = read_file(parent.as_fd(), file, &mut value)?;
         write_file(folder, file, &value[..len])?;
+        // Groups made below this one get theirs at birth, which spares the kernel two rebuilds of its scheduling domains.
+        write_file(folder, c"cgroup.clone_children", b"1")?;
     }
     Ok(())
 }

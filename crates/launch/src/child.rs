@@ -7,6 +7,7 @@ use std::convert::Infallible;
 use std::ffi::CStr;
 use std::os::fd::AsFd;
 
+use bowline_launch_plan::LaunchPlan;
 use bowline_linux::clone;
 use bowline_linux::{exec, process};
 use rustix::fs::{Mode, OFlags};
@@ -40,18 +41,67 @@ pub(crate) fn run(prepared: &Prepared<'_>) -> Infallible {
     exec::exit_now(127)
 }
 
+/// The same for one that is in its user, mount, PID and cgroup namespace already.
+pub(crate) fn run_inside(prepared: &Prepared<'_>) -> Infallible {
+    let walked = process::become_root().map_err(io_at(Stage::Credentials, 7)).and_then(|()| go_on(prepared));
+    if let Err(failure) = walked {
+        report::send_failure(prepared.sync, failure);
+    }
+    exec::exit_now(127)
+}
+
 fn walk(prepared: &Prepared<'_>) -> Outcome {
     let plan = prepared.request.plan;
     process::reset_signals();
+    if prepared.late.is_some() {
+        // Already here, since it is going to wait for its launcher.
+        die_with_launcher(prepared)?;
+        write_oom_score(prepared)?;
+    } else {
+        join_cgroups(prepared)?;
+        make_cgroup_namespace(plan)?;
+    }
+    crate::user::before_entering(prepared)?;
+    go_on(prepared)
+}
+
+/// The oom score and the cgroups of v1.
+pub(crate) fn join_cgroups(prepared: &Prepared<'_>) -> Outcome {
     write_oom_score(prepared)?;
     for (index, tasks) in prepared.tasks.iter().enumerate() {
         rustix::io::write(tasks, b"0").map_err(at(Stage::Cgroup, index))?;
     }
-    // Only now: the namespace shows as its root whatever the process is in when it is made. `clone3` would make it before
-    // the v1 groups are joined.
-    if plan.new_namespaces & clone::ns::CGROUP != 0 {
-        clone::unshare(clone::ns::CGROUP).map_err(io_at(Stage::Namespace, 0))?;
+    Ok(())
+}
+
+/// After the groups were joined: the namespace shows as its root whatever the process is in when it is made. `clone3` would
+/// make it before.
+fn make_cgroup_namespace(plan: &LaunchPlan) -> Outcome {
+    if plan.new_namespaces & clone::ns::CGROUP == 0 {
+        return Ok(());
     }
+    clone::unshare(clone::ns::CGROUP).map_err(io_at(Stage::Namespace, 0))
+}
+
+/// Waits until the launcher has made the cgroup v1 folders, and joins them; once.
+pub(crate) fn join_late_cgroups(prepared: &Prepared<'_>) -> Outcome {
+    let Some(late) = prepared.late.as_ref().filter(|late| !late.joined.get()) else { return Ok(()) };
+    let mut count = [0u8; 8];
+    rustix::io::retry_on_intr(|| rustix::io::read(&late.gate, &mut count)).map_err(at(Stage::Cgroup, 0))?;
+    for (index, (hierarchy, path)) in late.tasks.iter().enumerate() {
+        let root = prepared.launcher.hierarchies.get(usize::from(*hierarchy));
+        let root = root.ok_or(Errno::BADF).map_err(at(Stage::Cgroup, index))?;
+        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+        let tasks = rustix::fs::openat(root, path.as_c_str(), flags, Mode::empty());
+        let tasks = tasks.map_err(at(Stage::Cgroup, index))?;
+        rustix::io::write(&tasks, b"0").map_err(at(Stage::Cgroup, index))?;
+    }
+    late.joined.set(true);
+    make_cgroup_namespace(prepared.request.plan)
+}
+
+fn go_on(prepared: &Prepared<'_>) -> Outcome {
+    let plan = prepared.request.plan;
     enter_namespaces(prepared)?;
     name_host(prepared)?;
     let assembled = match &plan.rootfs {
@@ -78,7 +128,9 @@ fn walk(prepared: &Prepared<'_>) -> Outcome {
 fn finish(prepared: &Prepared<'_>) -> Outcome {
     let plan = prepared.request.plan;
     own_streams(plan.credentials.uid);
-    for (index, limit) in plan.rlimits.iter().enumerate() {
+    // In a user namespace they were set before it was entered.
+    let limits = if prepared.launcher.user.is_some() { &[][..] } else { &plan.rlimits };
+    for (index, limit) in limits.iter().enumerate() {
         process::set_limit(limit.resource, limit.soft, limit.hard).map_err(io_at(Stage::Limit, index))?;
     }
     hold(prepared)?;
@@ -151,9 +203,14 @@ fn decimal(value: i32, digits: &mut [u8; 12]) -> &[u8] {
 
 fn enter_namespaces(prepared: &Prepared<'_>) -> Outcome {
     let plan = prepared.request.plan;
+    // A process that joins a container enters its user namespace with the others, in one call.
+    let user = if prepared.launcher.user.is_some() && plan.rootfs.is_none() { clone::ns::USER } else { 0 };
     for (index, join) in plan.join_namespaces.iter().enumerate() {
         let of = &prepared.request.descriptors[usize::from(join.fd)];
-        clone::join(of.as_fd(), join.flags).map_err(io_at(Stage::Namespace, index))?;
+        clone::join(of.as_fd(), join.flags | user).map_err(io_at(Stage::Namespace, index))?;
+    }
+    if user != 0 {
+        process::become_root().map_err(io_at(Stage::Credentials, 7))?;
     }
     Ok(())
 }

@@ -3,10 +3,11 @@
 //! ```text
 //!   launch()                      child
 //!   --------                      -----
-//!   make cgroups, write limits
+//!   make the v2 cgroup
 //!   lay out argv, paths, data
-//!   clone3 ---------------------> join cgroups (v1), namespaces
-//!                                 assemble the root: overlay, mount program, masks
+//!   clone3 ---------------------> namespaces
+//!   make v1 cgroups, limits       assemble the root: overlay, mount program, masks
+//!   open the gate --------------> join v1 cgroups: before the first mount of one
 //!                                 pivot_root
 //!                                 terminal, working directory
 //!   <------------- Console(fd) -- (terminal only)
@@ -26,6 +27,8 @@ mod credentials;
 mod report;
 mod root;
 mod terminal;
+mod user;
+mod volume;
 
 pub use cgroups::{apply as apply_cgroup, kill_all, make_folder as make_cgroup, remove as remove_cgroups};
 pub use report::{Failure, Report, Stage, receive};
@@ -53,6 +56,17 @@ pub struct Launcher<'a> {
     /// The process dies with the launcher. Untied, it outlives it: whoever ends its hold later takes the launcher's end
     /// of the sync socket from the child, which keeps a copy under the same number until `execve` (`pidfd_getfd`).
     pub tie_to_launcher: bool,
+    /// The user namespace that its processes belong to, if it is not the launcher's own.
+    pub user: Option<UserSpace<'a>>,
+}
+
+/// A user namespace below the launcher's.
+#[derive(Clone, Copy)]
+pub struct UserSpace<'a> {
+    /// The namespace.
+    pub namespace: BorrowedFd<'a>,
+    /// What its uid 0 is for the launcher; the ids behind it follow.
+    pub first_uid: u32,
 }
 
 /// One process to launch.
@@ -70,7 +84,8 @@ pub struct Request<'a> {
 /// A process on its way to `execve`.
 #[derive(Debug)]
 pub struct Launched {
-    /// The process.
+    /// The process. With a user namespace it is one that prepares what only the launcher's own may do; another takes
+    /// its place, which [`Report::Became`] tells of.
     pub process: Cloned,
     /// Where its reports arrive: see [`report::receive`].
     pub sync: OwnedFd,
@@ -126,19 +141,70 @@ pub(crate) struct Prepared<'a> {
     programs: Vec<CString>,
     /// Options of the overlay.
     overlay: Option<CString>,
-    /// `tasks` files of cgroup v1 folders to join.
+    /// Image volumes, in the order of their steps.
+    volumes: Vec<volume::Volume>,
+    /// The root and the image volumes, where they are mounted before a user namespace is entered.
+    outside: Outside,
+    /// `tasks` files of cgroup v1 folders to join at once.
     tasks: Vec<OwnedFd>,
+    /// Or such folders to join when they are there.
+    late: Option<LateCgroups>,
     sync: BorrowedFd<'a>,
     /// Ourselves, where the child is to die with us.
     launcher_process: Option<OwnedFd>,
+}
+
+/// Trees that are made outside the user namespace of a container. The places are there before the clone.
+#[derive(Default)]
+pub(crate) struct Outside {
+    root: std::cell::OnceCell<OwnedFd>,
+    volumes: Vec<std::cell::OnceCell<OwnedFd>>,
+}
+
+/// cgroup v1 folders that the launcher makes while the child assembles its root: nine of them take it about as long.
+/// What the child allocates in the kernel before it joins is charged to its launcher.
+pub(crate) struct LateCgroups {
+    /// An eventfd: readable once all of them are there.
+    gate: OwnedFd,
+    /// `tasks` files: hierarchy, path.
+    tasks: Vec<(u8, CString)>,
+    /// The child is in.
+    joined: std::cell::Cell<bool>,
+}
+
+impl LateCgroups {
+    fn new(launcher: &Launcher<'_>, plan: &LaunchPlan) -> Result<Option<LateCgroups>, LaunchError> {
+        let tasks = cgroups::tasks_paths(launcher, plan)?;
+        // The child waits, so it must die with the launcher; a process that joins a running container has nothing else
+        // to do meanwhile.
+        if tasks.is_empty() || !launcher.tie_to_launcher || launcher.user.is_some() || plan.rootfs.is_none() {
+            return Ok(None);
+        }
+        let gate = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC);
+        let gate = gate.map_err(|errno| LaunchError::Clone(errno.into()))?;
+        Ok(Some(LateCgroups { gate, tasks, joined: std::cell::Cell::new(false) }))
+    }
+
+    /// The launcher's part.
+    fn make(&self, launcher: &Launcher<'_>, plan: &LaunchPlan) -> Result<(), LaunchError> {
+        cgroups::prepare_version_1(launcher, plan)?;
+        rustix::io::write(&self.gate, &1u64.to_ne_bytes())
+            .map_err(|errno| LaunchError::Clone(errno.into()))?;
+        Ok(())
+    }
 }
 
 /// Launches the process of a plan.
 pub fn launch(launcher: &Launcher<'_>, request: &Request<'_>) -> Result<Launched, LaunchError> {
     let plan = request.plan;
     check(request)?;
-    let groups = cgroups::prepare(launcher, plan)?;
+    let late = LateCgroups::new(launcher, plan)?;
+    let groups = match late {
+        Some(_) => cgroups::prepare_unified(launcher, plan)?,
+        None => cgroups::prepare(launcher, plan)?,
+    };
     let (ours, theirs) = bowline_linux::message::pair().map_err(LaunchError::Clone)?;
+    let volumes = volume::lay_out(plan)?;
     let prepared = Prepared {
         launcher,
         request,
@@ -146,23 +212,47 @@ pub fn launch(launcher: &Launcher<'_>, request: &Request<'_>) -> Result<Launched
         envp: StringArray::new(plan.envp.clone()),
         programs: programs(plan),
         overlay: overlay_options(plan)?,
+        outside: Outside {
+            volumes: volumes.iter().map(|_| Default::default()).collect(),
+            ..Outside::default()
+        },
+        volumes,
         tasks: groups.tasks,
+        late,
         sync: theirs.as_fd(),
         launcher_process: if launcher.tie_to_launcher { Some(ourselves()?) } else { None },
     };
-    let home = enter_pid_namespace(request.pid_namespace)?;
+    // A container in a user namespace is born twice: its namespaces must be made from inside.
+    let twice = launcher.user.is_some() && plan.rootfs.is_some();
+    let home = enter_pid_namespace(request.pid_namespace.filter(|_| !twice))?;
     let options = clone::CloneOptions {
-        namespaces: plan.new_namespaces & !ns::CGROUP,
+        namespaces: if twice { ns::MOUNT } else { plan.new_namespaces & !ns::CGROUP },
         cgroup: groups.unified.as_ref().map(AsFd::as_fd),
+        sibling: false,
     };
-    let cloned = clone::clone_process(&options, || child::run(&prepared));
+    let cloned = clone::clone_process(&options, || match twice {
+        true => user::run(&prepared),
+        false => child::run(&prepared),
+    });
     if let Some(home) = home {
         // Going back to our own PID namespace cannot fail: it is an ancestor-or-self of the one we are in.
         clone::join(home.as_fd(), ns::PID).map_err(LaunchError::Clone)?;
     }
     let process = cloned.map_err(LaunchError::Clone)?;
-    drop(prepared);
+    if let Some(late) = &prepared.late
+        && let Err(error) = late.make(launcher, plan)
+    {
+        end(&process);
+        return Err(error);
+    }
     Ok(Launched { process, sync: ours })
+}
+
+/// Ends a child that waits for what will not come.
+fn end(process: &Cloned) {
+    let _ = rustix::process::pidfd_send_signal(&process.pidfd, rustix::process::Signal::KILL);
+    let of = rustix::process::WaitId::PidFd(process.pidfd.as_fd());
+    let _ = rustix::process::waitid(of, rustix::process::WaitIdOptions::EXITED);
 }
 
 fn check(request: &Request<'_>) -> Result<(), LaunchError> {
@@ -221,6 +311,17 @@ fn programs(plan: &LaunchPlan) -> Vec<CString> {
 /// The overlay's options as one text. A mount's data is one page; the trailing NUL is part of it.
 fn overlay_options(plan: &LaunchPlan) -> Result<Option<CString>, LaunchError> {
     let Some(Rootfs::Overlay { lower, upper, work }) = &plan.rootfs else { return Ok(None) };
+    let mut text = lower_directories(lower);
+    for (key, value) in [(&b",upperdir="[..], upper), (b",workdir=", work)] {
+        text.extend_from_slice(key);
+        text.extend_from_slice(value.as_bytes());
+    }
+    text.extend_from_slice(b",volatile");
+    mount_data(text).map(Some)
+}
+
+/// The layers of an overlay, topmost first.
+fn lower_directories(lower: &[CString]) -> Vec<u8> {
     let mut text = b"lowerdir=".to_vec();
     for (index, layer) in lower.iter().enumerate() {
         if index > 0 {
@@ -228,13 +329,12 @@ fn overlay_options(plan: &LaunchPlan) -> Result<Option<CString>, LaunchError> {
         }
         text.extend_from_slice(layer.as_bytes());
     }
-    for (key, value) in [(&b",upperdir="[..], upper), (b",workdir=", work)] {
-        text.extend_from_slice(key);
-        text.extend_from_slice(value.as_bytes());
-    }
-    text.extend_from_slice(b",volatile");
+    text
+}
+
+fn mount_data(text: Vec<u8>) -> Result<CString, LaunchError> {
     if text.len() >= 4096 {
         return Err(LaunchError::BadPlan("the image has too many layers for one overlay mount"));
     }
-    CString::new(text).map(Some).map_err(|_| LaunchError::BadPlan("a layer's name has a NUL inside"))
+    CString::new(text).map_err(|_| LaunchError::BadPlan("a layer's name has a NUL inside"))
 }

@@ -111,6 +111,8 @@ pub enum Report {
     Running,
     /// The controlling end of its terminal.
     Console(OwnedFd),
+    /// Another process has taken its place: number and process.
+    Became(i32, OwnedFd),
     /// It waits at the hold point of its plan.
     Held,
     /// It will end, for this reason.
@@ -120,6 +122,7 @@ pub enum Report {
 const FAILED: u8 = 1;
 const CONSOLE: u8 = 2;
 const HELD: u8 = 3;
+const BECAME: u8 = 4;
 
 /// Tells of a failure. There is nobody left to tell if this fails too.
 pub(crate) fn send_failure(sync: BorrowedFd<'_>, failure: Failure) {
@@ -139,6 +142,13 @@ pub(crate) fn send_held(sync: BorrowedFd<'_>) -> io::Result<()> {
     bowline_linux::message::send(sync, &[HELD], &[])
 }
 
+/// Tells which process goes on in our place.
+pub(crate) fn send_became(sync: BorrowedFd<'_>, pid: i32, process: BorrowedFd<'_>) -> io::Result<()> {
+    let mut bytes = [BECAME, 0, 0, 0, 0];
+    bytes[1..].copy_from_slice(&pid.to_le_bytes());
+    bowline_linux::message::send(sync, &bytes, &[process])
+}
+
 /// Takes the next report.
 pub fn receive(sync: BorrowedFd<'_>) -> io::Result<Report> {
     let mut bytes = [0u8; 8];
@@ -148,6 +158,10 @@ pub fn receive(sync: BorrowedFd<'_>) -> io::Result<Report> {
         (0, _) => Ok(Report::Running),
         (1, CONSOLE) => descriptors.pop().map(Report::Console).ok_or_else(strange),
         (1, HELD) => Ok(Report::Held),
+        (5, BECAME) => {
+            let pid = i32::from_le_bytes([bytes[1], bytes[2], bytes[3], bytes[4]]);
+            descriptors.pop().map(|process| Report::Became(pid, process)).ok_or_else(strange)
+        }
         (8, FAILED) => {
             let stage = Stage::from_number(bytes[1]).ok_or_else(strange)?;
             let detail = u16::from_le_bytes([bytes[2], bytes[3]]);

@@ -21,6 +21,7 @@ use rustix::mount::{
 use crate::Prepared;
 use crate::child::{Outcome, at, io_at};
 use crate::report::{Failure, Stage};
+use crate::volume;
 
 /// Mounts the root and everything below it; the descriptor is the root's.
 pub(crate) fn assemble(prepared: &Prepared<'_>) -> Result<OwnedFd, Failure> {
@@ -33,23 +34,35 @@ pub(crate) fn assemble(prepared: &Prepared<'_>) -> Result<OwnedFd, Failure> {
     let root = mount_root(prepared)?;
     let mut masks = Masks::default();
     for (index, step) in plan.steps.iter().enumerate() {
-        run(prepared, root.as_fd(), step, &mut masks).map_err(at(Stage::Step, index))?;
+        if mounts_cgroup(step) {
+            crate::child::join_late_cgroups(prepared)?;
+        }
+        run(prepared, root.as_fd(), index, &mut masks).map_err(at(Stage::Step, index))?;
     }
     if plan.create_cwd {
         find_or_make(root.as_fd(), &plan.cwd, Make::Dir).map_err(at(Stage::WorkingDirectory, 0))?;
     }
+    crate::child::join_late_cgroups(prepared)?;
     Ok(root)
+}
+
+/// What a mount of cgroups shows depends on where the process is.
+fn mounts_cgroup(step: &Step) -> bool {
+    let Step::Mount { source: Source::New { fstype, .. }, .. } = step else { return false };
+    fstype.to_bytes().starts_with(b"cgroup")
 }
 
 fn mount_root(prepared: &Prepared<'_>) -> Result<OwnedFd, Failure> {
     let failed = |detail| at(Stage::Root, detail);
     let place = prepared.launcher.mount_point;
-    if let Some(options) = &prepared.overlay {
+    let from_empty = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    if let Some(tree) = prepared.outside.root.get() {
+        move_mount(tree, c"", rustix::fs::CWD, place, from_empty).map_err(failed(3))?;
+    } else if let Some(options) = &prepared.overlay {
         mount::mount(c"overlay", place, c"overlay", 0, options).map_err(io_at(Stage::Root, 0))?;
     }
     if let Some(Rootfs::Tree { fd }) = prepared.request.plan.rootfs {
         let tree = &prepared.request.descriptors[usize::from(fd)];
-        let from_empty = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
         move_mount(tree, c"", rustix::fs::CWD, place, from_empty).map_err(failed(1))?;
     }
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -82,9 +95,9 @@ struct Masks {
     folder: Option<OwnedFd>,
 }
 
-fn run(prepared: &Prepared<'_>, root: BorrowedFd<'_>, step: &Step, masks: &mut Masks) -> Result<(), Errno> {
-    match step {
-        Step::Mount { .. } => mount_step(prepared, root, step),
+fn run(prepared: &Prepared<'_>, root: BorrowedFd<'_>, index: usize, masks: &mut Masks) -> Result<(), Errno> {
+    match &prepared.request.plan.steps[index] {
+        Step::Mount { .. } => mount_step(prepared, root, index),
         Step::Mknod { path, mode, major, minor, uid, gid } => {
             let (parent, name) = parent_of(root, path)?;
             let device = rustix::fs::makedev(*major, *minor);
@@ -147,13 +160,14 @@ fn run(prepared: &Prepared<'_>, root: BorrowedFd<'_>, step: &Step, masks: &mut M
     }
 }
 
-fn mount_step(prepared: &Prepared<'_>, root: BorrowedFd<'_>, step: &Step) -> Result<(), Errno> {
+fn mount_step(prepared: &Prepared<'_>, root: BorrowedFd<'_>, index: usize) -> Result<(), Errno> {
     let Step::Mount { source, target, kind, attr_set, attr_clr, attr_recursive, propagation, optional } =
-        step
+        &prepared.request.plan.steps[index]
     else {
         return Ok(());
     };
     let made;
+    let mut volume = None;
     let tree = match source {
         Source::Tree { fd } => prepared.request.descriptors[usize::from(*fd)].as_fd(),
         Source::Path { path, recursive } => {
@@ -164,6 +178,7 @@ fn mount_step(prepared: &Prepared<'_>, root: BorrowedFd<'_>, step: &Step) -> Res
             made = open_tree(rustix::fs::CWD, path.as_c_str(), flags)?;
             made.as_fd()
         }
+        Source::Layers { .. } => volume::tree(prepared, index, &mut volume)?,
         Source::New { fstype, name, options } => match new_file_system(fstype, name, options, *attr_set) {
             Ok(tree) => {
                 made = tree;

@@ -11,6 +11,8 @@ pub struct CloneOptions<'a> {
     pub namespaces: u64,
     /// cgroup v2 folder to be born in (Linux 5.7).
     pub cgroup: Option<BorrowedFd<'a>>,
+    /// Its parent is the caller's parent (`CLONE_PARENT`), and hears of its end as it will of the caller's.
+    pub sibling: bool,
 }
 
 /// A process that was made.
@@ -25,23 +27,24 @@ pub struct Cloned {
 /// Layout of `struct clone_args` up to `cgroup` (Linux 5.7, 88 bytes).
 #[repr(C)]
 #[derive(Default)]
-struct CloneArgs {
-    flags: u64,
-    pidfd: u64,
-    child_tid: u64,
-    parent_tid: u64,
-    exit_signal: u64,
-    stack: u64,
-    stack_size: u64,
-    tls: u64,
-    set_tid: u64,
-    set_tid_size: u64,
-    cgroup: u64,
+pub(crate) struct CloneArgs {
+    pub(crate) flags: u64,
+    pub(crate) pidfd: u64,
+    pub(crate) child_tid: u64,
+    pub(crate) parent_tid: u64,
+    pub(crate) exit_signal: u64,
+    pub(crate) stack: u64,
+    pub(crate) stack_size: u64,
+    pub(crate) tls: u64,
+    pub(crate) set_tid: u64,
+    pub(crate) set_tid_size: u64,
+    pub(crate) cgroup: u64,
 }
 
-const CLONE_PIDFD: u64 = 0x1000;
-const CLONE_CLEAR_SIGHAND: u64 = 0x1_0000_0000;
-const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+pub(crate) const CLONE_PIDFD: u64 = 0x1000;
+const CLONE_PARENT: u64 = 0x8000;
+pub(crate) const CLONE_CLEAR_SIGHAND: u64 = 0x1_0000_0000;
+pub(crate) const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
 /// Copies the calling process; `child` runs in the copy and never returns.
 ///
@@ -59,6 +62,11 @@ pub fn clone_process(
         exit_signal: libc::SIGCHLD as u64,
         ..CloneArgs::default()
     };
+    if options.sibling {
+        // The signal at its end is the caller's own; naming one is an error (clone3 in kernel/fork.c).
+        args.flags |= CLONE_PARENT;
+        args.exit_signal = 0;
+    }
     if let Some(cgroup) = options.cgroup {
         args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = cgroup.as_raw_fd() as u64;

@@ -12,4 +12,5 @@ pub mod netlink;
 pub mod netns;
 pub mod process;
 pub mod seccomp;
+pub mod spawn;
 pub mod terminal;

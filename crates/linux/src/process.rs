@@ -213,6 +213,16 @@ pub fn set_domainname(name: &[u8]) -> io::Result<()> {
     if ret == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Becomes user and group 0 of the user namespace that the process is in, without further groups. Whoever joins one
+/// has all capabilities in it, but goes on as somebody whom it may not even have a number for, and whose files no file
+/// system could name.
+pub fn become_root() -> io::Result<()> {
+    set_groups(&[])?;
+    let (user, group) = (rustix::fs::Uid::ROOT, rustix::fs::Gid::ROOT);
+    rustix::thread::set_thread_res_gid(group, group, group)?;
+    Ok(rustix::thread::set_thread_res_uid(user, user, user)?)
+}
+
 /// Sets the supplemental groups of the calling thread.
 pub fn set_groups(groups: &[u32]) -> io::Result<()> {
     // SAFETY: pointer and count are of one slice of gid_t (u32), which the kernel only reads.

@@ -7,6 +7,7 @@
 //!
 //! Design, crash argument and versions: docs/design/monitor-protocol.md.
 
+pub mod paths;
 pub mod slot;
 
 pub use bowline_launch_plan::wire::{DecodeError, decode, encode};
@@ -101,8 +102,11 @@ wire_enum! {
             /// What of which.
             attach: Attach,
         },
+        /// Answered with [`Answer::Done`] and two descriptors: the pod's user namespace and the network namespace that it
+        /// owns. Refused for pods without one.
+        Namespaces = 12,
         /// Ends a container's standard input: the monitor's end of its pipe is closed. Nothing with a terminal.
-        CloseStdin = 12 {
+        CloseStdin = 13 {
             /// Which.
             container: Id,
         },
@@ -140,6 +144,32 @@ wire_struct! {
         pub memory: Option<u8>,
         /// cgroups that the monitor itself joins: hierarchy and path.
         pub cgroups: Vec<MonitorCgroup>,
+        /// Make a user namespace, and in it the network, IPC and UTS namespace.
+        pub user: Option<UserSetup>,
+    }
+}
+
+wire_struct! {
+    /// The user namespace of a pod.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub struct UserSetup {
+        /// Its uids.
+        pub uids: IdRange,
+        /// Its gids.
+        pub gids: IdRange,
+    }
+}
+
+wire_struct! {
+    /// A range of ids.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub struct IdRange {
+        /// The first one inside; always 0.
+        pub inside: u32,
+        /// The first one on the host.
+        pub outside: u32,
+        /// How many.
+        pub length: u32,
     }
 }
 

@@ -1,7 +1,7 @@
 //! The control thread: one epoll, one event at a time, no lock held over anything.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 
 use bowline_linux::{message, process};
 use bowline_monitor_proto::{Answer, Call, MAX_MESSAGE, Refusal, Request, VERSION, decode};
@@ -191,6 +191,7 @@ impl Control {
             Request::Attach { attach } => self.attach(peer, operation, &attach, descriptors),
             Request::CloseStdin { container } => Some(self.close_stdin(&container)),
             Request::State => Some(self.state()),
+            Request::Namespaces => self.namespaces(peer, operation),
             Request::Forget { container } => Some(self.forget(&container)),
             Request::Shutdown => {
                 self.kill_everything();
@@ -231,6 +232,14 @@ impl Control {
             }
             Err(error) => failed_early("setting up the pod", &error),
         }
+    }
+
+    fn namespaces(&mut self, peer: PeerId, operation: u64) -> Option<Answer> {
+        let Some(user) = self.pod.as_ref().and_then(|pod| pod.surroundings.user.as_ref()) else {
+            return Some(Answer::Refused { why: Refusal::Unknown });
+        };
+        self.peers.answer(peer, operation, Answer::Done, &[user.user.as_fd(), user.network.as_fd()]);
+        None
     }
 
     fn state(&self) -> Answer {

@@ -15,6 +15,8 @@
 //! allocated beforehand, and answers whoever connects to its socket. Only before `Commit` does it end with its
 //! daemon's channel. Its own end takes its containers along (PDEATHSIG).
 //!
+//! Called `bowline-paths`, the program opens paths of the host for the daemon instead ([`paths`]).
+//!
 //! No async runtime, no JSON: this is the part of Bowline that costs memory for every pod.
 
 mod attach;
@@ -23,15 +25,22 @@ mod control;
 mod exits;
 mod init;
 mod log;
+mod paths;
 mod peers;
 mod record;
 mod setup;
+mod user;
 
 use std::process::ExitCode;
+
+use bowline_monitor_proto::paths::PATHS_NAME;
 
 fn main() -> ExitCode {
     // What the daemon's own starter left open is none of ours, and would live as long as the pod.
     bowline_linux::process::close_inherited();
+    if std::env::args_os().next().is_some_and(|name| name == PATHS_NAME) {
+        return paths::serve();
+    }
     bowline_linux::process::set_name(c"bowline-monitor");
     // Never readable for the pod's processes, and so neither is a child before its exec (CVE-2016-9962).
     if bowline_linux::process::set_not_dumpable().is_err()

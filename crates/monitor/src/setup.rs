@@ -4,25 +4,35 @@
 //! an empty folder to assemble roots on, and one for /dev/shm. The monitor copies it, so that each pod has its own
 //! and a copy (which every container makes again) is of a handful of mounts and not of the host's hundreds.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use bowline_linux::clone::{self, Cloned, ns};
+use bowline_linux::mount::{self, Change, attr};
 use bowline_linux::process;
 use bowline_monitor_proto::Setup;
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, fsconfig_create, fsconfig_set_string, fsmount,
-    fsopen, move_mount,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
+    fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
 };
 
 use crate::exits::Exits;
+use crate::user::{self, UserSpace};
 
 /// Where roots are assembled, in the base mount namespace.
 pub const MOUNT_POINT: &CStr = c"/root";
 /// Where the pod's /dev/shm is, in the base mount namespace.
 pub const SHM: &CStr = c"/shm";
+/// Where images and writable layers are, in the base mount namespace.
+const STORE: &CStr = c"/store";
+/// The same with the owners of a pod with a user namespace of its own.
+const MAPPED_STORE: &CStr = c"/mapped";
+/// Where a procfs is, for such a pod.
+const PROC: &CStr = c"/proc";
+/// Where a sysfs is, for such a pod.
+const SYS: &CStr = c"/sys";
 
 /// What setup leaves behind.
 pub struct Surroundings {
@@ -38,6 +48,8 @@ pub struct Surroundings {
     pub hierarchies: Vec<OwnedFd>,
     /// The init of the shared PID namespace.
     pub init: Option<Cloned>,
+    /// The user namespace of the pod, if it has one of its own.
+    pub user: Option<UserSpace>,
 }
 
 /// Builds it all; the process is single-threaded until here, as joining a mount namespace demands.
@@ -51,29 +63,42 @@ pub fn build(setup: &Setup, descriptors: Vec<OwnedFd>) -> io::Result<Surrounding
     join_cgroups(setup, &hierarchies)?;
     clone::join(mounts.as_fd(), ns::MOUNT)?;
     let mut own = ns::MOUNT;
-    if setup.own_ipc {
+    // A user namespace brings its own.
+    if setup.own_ipc && setup.user.is_none() {
         own |= ns::IPC;
     }
-    if setup.hostname.is_some() {
+    if setup.hostname.is_some() && setup.user.is_none() {
         own |= ns::UTS;
     }
     clone::unshare(own)?;
     if let Some(network) = network {
         clone::join(network.as_fd(), ns::NET)?;
     }
+    let procfs = new_mount(c"proc", &[], MountAttrFlags::empty())?;
+    let user = match &setup.user {
+        Some(wish) => Some(user::make(wish, procfs.as_fd(), &setup.sysctls)?),
+        None => None,
+    };
     if let Some(name) = &setup.hostname {
         process::set_hostname(name.as_bytes())?;
     }
-    let procfs = new_mount(c"proc", &[], MountAttrFlags::empty())?;
-    for (path, value) in &setup.sysctls {
-        write_sysctl(procfs.as_fd(), path, value.as_bytes())?;
+    if user.is_none() {
+        for (path, value) in &setup.sysctls {
+            write_sysctl(procfs.as_fd(), path, value.as_bytes())?;
+        }
     }
     if setup.shm_size > 0 {
-        mount_shm(setup.shm_size)?;
+        mount_shm(setup.shm_size, user.as_ref())?;
     }
-    rustix::process::chdir(setup.layers.as_c_str())?;
-    let init = if setup.shared_pids { Some(crate::init::start()?) } else { None };
-    Ok(Surroundings { procfs, exits: Exits::new(exits), listener, null, hierarchies, init })
+    match &user {
+        None => rustix::process::chdir(setup.layers.as_c_str())?,
+        Some(user) => {
+            show_layers(&setup.layers, user)?;
+            show_kernel(&procfs)?;
+        }
+    }
+    let init = if setup.shared_pids { Some(crate::init::start(user.as_ref())?) } else { None };
+    Ok(Surroundings { procfs, exits: Exits::new(exits), listener, null, hierarchies, init, user })
 }
 
 fn join_cgroups(setup: &Setup, hierarchies: &[OwnedFd]) -> io::Result<()> {
@@ -99,18 +124,49 @@ fn new_mount(fstype: &CStr, options: &[(&CStr, &CStr)], attributes: MountAttrFla
     Ok(fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)?)
 }
 
-fn mount_shm(size: u64) -> io::Result<()> {
-    let size = std::ffi::CString::new(size.to_string())?;
-    let options = [(c"source", c"shm"), (c"mode", c"1777"), (c"size", size.as_c_str())];
+/// A tmpfs of the host's, whatever user namespace the pod has: what its processes write has their ids anyhow, and the
+/// root of the tmpfs is given to theirs.
+fn mount_shm(size: u64, user: Option<&UserSpace>) -> io::Result<()> {
+    let text = |number: u64| CString::new(number.to_string());
+    let (uid, gid) = user.map_or((0, 0), |user| (user.uids.outside, user.gids.outside));
+    let (size, uid, gid) = (text(size)?, text(uid.into())?, text(gid.into())?);
+    let options = [
+        (c"source", c"shm"),
+        (c"mode", c"1777"),
+        (c"size", size.as_c_str()),
+        (c"uid", uid.as_c_str()),
+        (c"gid", gid.as_c_str()),
+    ];
     let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
         | MountAttrFlags::MOUNT_ATTR_NODEV
         | MountAttrFlags::MOUNT_ATTR_NOEXEC;
     let shm = new_mount(c"tmpfs", &options, attributes)?;
-    move_mount(&shm, c"", rustix::fs::CWD, SHM, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
-    Ok(())
+    attach(&shm, SHM)
 }
 
-fn write_sysctl(procfs: BorrowedFd<'_>, path: &CStr, value: &[u8]) -> io::Result<()> {
+/// The store as the pod's user namespace sees it: one idmapped copy of its mount serves every container.
+fn show_layers(layers: &CStr, user: &UserSpace) -> io::Result<()> {
+    let below = layers.to_bytes().strip_prefix(STORE.to_bytes()).ok_or(io::ErrorKind::InvalidInput)?;
+    let clone = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let tree = open_tree(rustix::fs::CWD, STORE, clone)?;
+    let change = Change { set: attr::IDMAP, user_ns: Some(user.user.as_fd()), ..Change::default() };
+    mount::change(tree.as_fd(), &change)?;
+    attach(&tree, MAPPED_STORE)?;
+    let place = CString::new([MAPPED_STORE.to_bytes(), below].concat())?;
+    Ok(rustix::process::chdir(&place)?)
+}
+
+/// A whole procfs and a whole sysfs: the kernel mounts new ones in a user namespace only where it sees such already.
+fn show_kernel(procfs: &OwnedFd) -> io::Result<()> {
+    attach(procfs, PROC)?;
+    attach(&new_mount(c"sysfs", &[], MountAttrFlags::empty())?, SYS)
+}
+
+fn attach(tree: &OwnedFd, place: &CStr) -> io::Result<()> {
+    Ok(move_mount(tree, c"", rustix::fs::CWD, place, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
+}
+
+pub(crate) fn write_sysctl(procfs: BorrowedFd<'_>, path: &CStr, value: &[u8]) -> io::Result<()> {
     let sys = rustix::fs::openat(procfs, c"sys", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
     let flags = rustix::fs::ResolveFlags::BENEATH | rustix::fs::ResolveFlags::NO_SYMLINKS;
     let file = rustix::fs::openat2(&sys, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty(), flags)?;

@@ -144,6 +144,8 @@ impl Making<'_> {
                     sent.context("--console-socket: send the terminal")?;
                 }
                 Report::Failed(failure) => return Err(launching::failed(&self.compiled.plan, failure)),
+                // Only in a user namespace, which bundles cannot ask for.
+                Report::Became(..) => {}
                 Report::Running => return Err(launching::vanished()),
             }
         }

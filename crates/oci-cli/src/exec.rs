@@ -56,7 +56,7 @@ fn hear(launched: &Launched, plan: &LaunchPlan) -> Result<()> {
         match launched.report().context("hear from the process")? {
             Report::Running => return Ok(()),
             Report::Failed(failure) => return Err(launching::failed(plan, failure)),
-            Report::Console(_) | Report::Held => {}
+            Report::Console(_) | Report::Held | Report::Became(..) => {}
         }
     }
 }

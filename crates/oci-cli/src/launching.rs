@@ -30,6 +30,7 @@ pub(crate) fn start(
         mount_point: &CString::new(folder.mount_point().as_os_str().as_bytes())?,
         shared_mounts: true,
         tie_to_launcher: false,
+        user: None,
     };
     let streams = [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()];
     Ok(launch(&launcher, &Request { plan, descriptors, streams, pid_namespace })?)

@@ -8,6 +8,7 @@
 //! values or annotations.
 
 mod capabilities;
+mod cdi;
 mod default_seccomp;
 mod error;
 mod inputs;
@@ -18,6 +19,9 @@ mod security;
 mod spec;
 mod user;
 
+pub use cdi::{
+    CdiDevice, CdiDevices, CdiEdits, CdiError, CdiFile, CdiHook, CdiMount, CdiNode, parse_cdi, parse_cdi_name,
+};
 pub use default_seccomp::{SeccompArch, default_seccomp};
 pub use error::{Note, SpecError};
 pub use inputs::{

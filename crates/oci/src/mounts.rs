@@ -111,7 +111,17 @@ fn pod_files(inputs: &ContainerInputs<'_>) -> Vec<Mount> {
     ]
     .into_iter()
     .filter_map(|(path, source)| source.as_ref().map(|source| mount(path, "bind", source, &options)))
+    .map(|mount| owned_inside(inputs, mount))
     .collect()
+}
+
+/// Files of root are root's in the pod's user namespace as well.
+fn owned_inside(inputs: &ContainerInputs<'_>, mut mount: Mount) -> Mount {
+    if let Some(user) = inputs.pod.security.namespaces.user.as_ref().filter(|user| !user.node) {
+        mount.uid_mappings = vec![crate::spec::id_map(&user.uids)];
+        mount.gid_mappings = vec![crate::spec::id_map(&user.gids)];
+    }
+    mount
 }
 
 /// A volume. Nothing is said for a writable one: an explicit `rw` makes runc 1.2 and later clear flags of the source.

@@ -17,6 +17,9 @@ use crate::compile::{Descriptor, Descriptors, mkdir};
 
 pub use program::{Rule, program};
 
+/// How the field of a descriptor begins that is the node of a device.
+pub const DEVICES_FIELD: &str = "linux.devices";
+
 /// Major and minor number of what every container has.
 const USUAL: [(&str, u32, u32); 6] = [
     ("/dev/null", 1, 3),
@@ -107,7 +110,7 @@ impl Node {
             let Node { mode, major, minor, uid, gid, .. } = self;
             return Ok(Step::Mknod { path, mode, major, minor, uid, gid });
         }
-        let field = format!("linux.devices {}", self.path);
+        let field = format!("{DEVICES_FIELD} {}", self.path);
         let fd = descriptors.add(Descriptor::HostTree {
             path: self.path,
             recursive: false,

@@ -108,6 +108,7 @@ fn print_step(step: &Step) -> String {
             let source = match source {
                 Source::Tree { fd } => format!("fd {fd}"),
                 Source::Path { path, recursive } => format!("{path:?} {recursive}"),
+                Source::Layers { lower, sub_path } => format!("layers {lower:?} {sub_path:?}"),
                 Source::New { fstype, name, options } => format!("{fstype:?} {name:?} {options:?}"),
             };
             format!(

@@ -5,22 +5,22 @@ use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::fs;
 use std::io;
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use bowline_image::{Image, LayerName};
 use bowline_model::runtime_spec::Spec;
 use bowline_model::spec::{ContainerSpec, NamespaceMode, PodSpec, Propagation, SecurityProfile};
 use bowline_model::{ContainerId, SandboxId, Signal};
-use bowline_oci::{
-    ContainerInputs, HostDevice, ImageDefaults, LocalhostSeccomp, NamespacePaths, ResolvedUser,
-};
+use bowline_oci::{ContainerInputs, ImageDefaults, LocalhostSeccomp, NamespacePaths, ResolvedUser};
 use bowline_plan::{Compiled, PlanInputs, RootfsSource};
-use bowline_store::{ContainerRecord, ImageRecord, LifeRecord, PodRecord, UserRecord, VERSION};
+use bowline_store::{
+    ContainerRecord, ImageRecord, ImageVolumeRecord, LifeRecord, PodRecord, UserRecord, VERSION,
+};
 
 use crate::error::doing;
 use crate::shared::Shared;
-use crate::{PodError, files};
+use crate::{PodError, cdi, devices, files, user, volumes};
 
 /// The longest seccomp profile that is read from the host, in bytes.
 const MAX_PROFILE: u64 = 4 << 20;
@@ -46,9 +46,11 @@ pub(crate) fn create(shared: &Shared, pod: &PodRecord, order: Order) -> Result<M
         .images
         .hold(&id.to_string(), &order.spec.image.image)
         .map_err(|_| PodError::NotFound { what: "image", id: order.spec.image.image.clone() })?;
-    let made = build(shared, pod, order, &held.image, &held.layers);
+    let asked = order.spec.clone();
+    let made = volumes::hold(shared, &id, &asked)
+        .and_then(|volumes| build(shared, pod, order, &held.image, &held.layers, volumes));
     if made.is_err() {
-        shared.images.release(&id.to_string());
+        volumes::release(shared, &id, &asked);
         if let Err(error) = shared.store.remove_container(&pod.id, &id) {
             tracing::error!(container = %id, error = %crate::chain(&error), "what was made of a container is left behind");
         }
@@ -62,12 +64,17 @@ fn build(
     order: Order,
     image: &Image,
     layers: &[LayerName],
+    image_volumes: Vec<ImageVolumeRecord>,
 ) -> Result<Made, PodError> {
     let Order { id, spec, slot, created_at } = order;
-    let user = user(shared, &spec, image, layers)?;
+    user::check_container(&pod.spec, &spec)?;
+    let user = resolve_user(shared, &spec, image, layers)?;
     let cgroup = format!("{}/{id}", pod.cgroup);
-    let (oci, directories, notes) = oci_spec(shared, pod, &spec, &id, image, &user, &cgroup)?;
-    check_mounts(&spec)?;
+    let paths = volumes::image_paths(&id, &image_volumes);
+    let (mut oci, directories, notes) = oci_spec(shared, pod, &spec, &id, image, &user, &cgroup, &paths)?;
+    let mut device_sources = devices::elsewhere(&spec);
+    device_sources.extend(cdi::apply(&shared.config.cdi_folders, &spec.cdi_devices, &mut oci)?);
+    check_mounts(shared, &spec)?;
     let record = ContainerRecord {
         version: VERSION,
         id: id.clone(),
@@ -85,14 +92,15 @@ fn build(
         log_path: log_path(&pod.spec, &spec)?,
         life: LifeRecord::Created,
         notes,
+        image_volumes,
         spec,
     };
     files::allocate_slot(&shared.config.state, &pod.id, slot)
         .map_err(doing("allocate a slot for the exit"))?;
-    let stored = Stored { spec: oci, directories };
+    let stored = Stored { spec: oci, directories, device_sources };
     shared.store.write_config(&pod.id, &id, &stored).map_err(doing("write the container's spec"))?;
-    make_writable_layer(shared, &record)?;
-    let compiled = compile(shared, &record, &stored)?;
+    make_writable_layer(shared, &pod.spec, &record)?;
+    let compiled = compile(shared, &pod.spec, &record, &stored)?;
     shared.store.write_container(&record).map_err(doing("record the container"))?;
     Ok(Made { record, compiled })
 }
@@ -104,9 +112,12 @@ pub(crate) struct Stored {
     pub spec: Spec,
     #[serde(default, rename = "bowlineDirectories")]
     pub directories: Vec<String>,
+    /// Nodes that the host has at another path than the container: in a user namespace the host's are bound.
+    #[serde(default, rename = "bowlineDeviceSources")]
+    pub device_sources: BTreeMap<String, String>,
 }
 
-fn user(
+fn resolve_user(
     shared: &Shared,
     spec: &ContainerSpec,
     image: &Image,
@@ -121,6 +132,7 @@ fn user(
         .map_err(|error| PodError::Invalid(error.to_string()))
 }
 
+#[allow(clippy::too_many_arguments)]
 fn oci_spec(
     shared: &Shared,
     pod: &PodRecord,
@@ -129,12 +141,13 @@ fn oci_spec(
     image: &Image,
     user: &ResolvedUser,
     cgroup: &str,
+    image_volumes: &BTreeMap<usize, String>,
 ) -> Result<(Spec, Vec<String>, Vec<String>), PodError> {
     let mut spec = asked.clone();
     spec.security.namespaces.pid = pid_mode(&pod.spec, asked);
     let spec = &spec;
     let profile = localhost_profile(spec)?;
-    let devices = host_devices(spec)?;
+    let devices = devices::of_host(spec)?;
     let defaults = ImageDefaults {
         entrypoint: image.config.entrypoint.clone(),
         cmd: image.config.cmd.clone(),
@@ -151,8 +164,8 @@ fn oci_spec(
         hosts: file("hosts"),
         hostname: file("hostname"),
         resolv_conf: file("resolv.conf"),
-        // A path of the base mount namespace, which `compile` knows.
-        shm: (!host_ipc).then(|| SHM.to_owned()),
+        // What it stands for is put in by `compile`.
+        shm: (!host_ipc).then(|| volumes::shm(id)),
     };
     let hostname = crate::run_pod::hostname(shared, &pod.id, &pod.spec);
     let inputs = ContainerInputs {
@@ -164,11 +177,16 @@ fn oci_spec(
         user,
         node: &shared.host.facts,
         files: &pod_files,
-        namespaces: &NamespacePaths { pid: target_pids(shared, spec), ..NamespacePaths::default() },
+        namespaces: &NamespacePaths {
+            pid: target_pids(shared, spec),
+            // The launcher enters it; the path only says that there is one.
+            user: user::of_pod(&pod.spec).map(|_| "/proc/self/ns/user".to_owned()),
+            ..NamespacePaths::default()
+        },
         cgroup_path: cgroup,
         hostname: &hostname,
         devices: &devices,
-        image_volumes: &BTreeMap::new(),
+        image_volumes,
         seccomp_profile: profile.as_deref().map(|json| LocalhostSeccomp { json }),
         selinux: None,
     };
@@ -194,9 +212,6 @@ fn target_pids(shared: &Shared, spec: &ContainerSpec) -> Option<String> {
     target.life.pid().map(|pid| format!("/proc/{pid}/ns/pid"))
 }
 
-/// Where the pod's /dev/shm is for those who launch.
-const SHM: &str = "/shm";
-
 fn localhost_profile(spec: &ContainerSpec) -> Result<Option<Vec<u8>>, PodError> {
     let SecurityProfile::Localhost(path) = &spec.security.seccomp else { return Ok(None) };
     if spec.security.privileged {
@@ -210,73 +225,6 @@ fn localhost_profile(spec: &ContainerSpec) -> Result<Option<Vec<u8>>, PodError> 
         )));
     }
     fs::read(path).map(Some).map_err(doing(what()))
-}
-
-/// Looks the wanted device nodes up on the host; a folder stands for all nodes below it.
-fn host_devices(spec: &ContainerSpec) -> Result<Vec<HostDevice>, PodError> {
-    let mut found = Vec::new();
-    for device in &spec.devices {
-        let permissions = if device.permissions.is_empty() { "rwm" } else { &device.permissions };
-        if !permissions.chars().all(|c| "rwm".contains(c)) {
-            return Err(PodError::Invalid(format!(
-                "devices.permissions: `{permissions}` has more than r, w and m"
-            )));
-        }
-        let what = || format!("look at the device {}", device.host_path);
-        let real = fs::canonicalize(&device.host_path).map_err(doing(what()))?;
-        let inside =
-            if device.container_path.is_empty() { &device.host_path } else { &device.container_path };
-        collect_devices(&real, Path::new(inside), permissions, 0, &mut found).map_err(doing(what()))?;
-    }
-    Ok(found)
-}
-
-fn collect_devices(
-    host: &Path,
-    inside: &Path,
-    permissions: &str,
-    depth: u32,
-    found: &mut Vec<HostDevice>,
-) -> io::Result<()> {
-    if depth > 8 || found.len() > 4096 {
-        return Err(io::Error::other("there are too many devices below it"));
-    }
-    let meta = fs::symlink_metadata(host)?;
-    let kind = meta.file_type();
-    if kind.is_dir() {
-        for entry in fs::read_dir(host)? {
-            let entry = entry?;
-            let kind = entry.file_type()?;
-            if kind.is_dir() || kind.is_char_device() || kind.is_block_device() {
-                collect_devices(
-                    &entry.path(),
-                    &inside.join(entry.file_name()),
-                    permissions,
-                    depth + 1,
-                    found,
-                )?;
-            }
-        }
-        return Ok(());
-    }
-    let kind = if kind.is_char_device() {
-        'c'
-    } else if kind.is_block_device() {
-        'b'
-    } else {
-        return Err(io::Error::other("it is neither a device nor a folder of devices"));
-    };
-    found.push(HostDevice {
-        path: inside.to_string_lossy().into_owned(),
-        kind,
-        major: rustix::fs::major(meta.rdev()),
-        minor: rustix::fs::minor(meta.rdev()),
-        mode: meta.mode() & 0o7777,
-        uid: meta.uid(),
-        gid: meta.gid(),
-        permissions: permissions.to_owned(),
-    });
-    Ok(())
 }
 
 fn stop_signal(spec: &ContainerSpec, image: &Image) -> Signal {
@@ -294,24 +242,17 @@ fn log_path(pod: &PodSpec, spec: &ContainerSpec) -> Result<String, PodError> {
 }
 
 /// Sources that are missing are made as folders, as the peers do; what is asked of propagation must be there to give.
-fn check_mounts(spec: &ContainerSpec) -> Result<(), PodError> {
+fn check_mounts(shared: &Shared, spec: &ContainerSpec) -> Result<(), PodError> {
     for (index, mount) in spec.mounts.iter().enumerate() {
         if mount.image.is_some() {
             continue;
         }
-        let what = || format!("look at mounts[{index}].host_path {}", mount.host_path);
-        match fs::metadata(&mount.host_path) {
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                fs::create_dir_all(&mount.host_path).map_err(doing(what()))?;
-            }
-            Err(error) => return Err(doing(what())(error)),
-        }
+        let what = format!("look at mounts[{index}].host_path {}", mount.host_path);
+        let real = crate::start::host_folder(shared, &mount.host_path, &what)?;
         if mount.propagation == Propagation::Private {
             continue;
         }
-        let real = fs::canonicalize(&mount.host_path).map_err(doing(what()))?;
-        let (shared, slave) = propagation_of(&real).map_err(doing(what()))?;
+        let (shared, slave) = propagation_of(&real).map_err(doing(what))?;
         let fits = match mount.propagation {
             Propagation::Bidirectional => shared,
             _ => shared || slave,
@@ -353,8 +294,10 @@ fn unescape(text: &str) -> String {
     text.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
 }
 
-/// The folders of the overlay. The root of the container has the owner and mode of the topmost layer's.
-fn make_writable_layer(shared: &Shared, record: &ContainerRecord) -> Result<(), PodError> {
+/// The folders of the overlay. The root of the container has the owner and mode of the topmost layer's. With a user
+/// namespace the writable layer holds the ids of the host: overlayfs makes files of its own in it, as the host's root,
+/// which an idmapped mount would have no number for.
+fn make_writable_layer(shared: &Shared, pod: &PodSpec, record: &ContainerRecord) -> Result<(), PodError> {
     let folder = shared.store.container_folder(&record.pod, &record.id);
     let make = || -> io::Result<()> {
         for name in ["upper", "work"] {
@@ -366,11 +309,15 @@ fn make_writable_layer(shared: &Shared, record: &ContainerRecord) -> Result<(), 
                 let meta = fs::metadata(shared.images.layers_dir().join(top))?;
                 (meta.mode() & 0o7777, meta.uid(), meta.gid())
             }
-            None => {
-                // An overlay has at least one layer below.
-                fs::create_dir(folder.join("lower"))?;
-                (0o755, 0, 0)
-            }
+            None => (0o755, 0, 0),
+        };
+        if record.image_volumes.iter().any(|volume| volume.layers.is_empty()) {
+            // Something must be mounted.
+            fs::create_dir(folder.join("lower"))?;
+        }
+        let (uid, gid) = match user::of_pod(pod) {
+            Some(user) => (user::outside(&user.uids, uid), user::outside(&user.gids, gid)),
+            None => (uid, gid),
         };
         std::os::unix::fs::chown(&upper, Some(uid), Some(gid))?;
         fs::set_permissions(&upper, fs::Permissions::from_mode(mode))
@@ -381,16 +328,17 @@ fn make_writable_layer(shared: &Shared, record: &ContainerRecord) -> Result<(), 
 /// Turns a stored spec into a plan.
 pub(crate) fn compile(
     shared: &Shared,
+    pod: &PodSpec,
     record: &ContainerRecord,
     stored: &Stored,
 ) -> Result<Compiled, PodError> {
     let name = |text: String| CString::new(text).map_err(|error| PodError::failed("name a layer", error));
-    let own = format!("../../pods/{}/containers/{}", record.pod, record.id);
+    // Layers are relative to where the launcher finds them, which may be another mount: that of the writable layer is
+    // always the same.
+    let own = format!("{}/pods/{}/containers/{}", crate::base::STORE, record.pod, record.id);
     let mut lower: Vec<CString> =
         record.image.layers.iter().rev().map(|layer| name(layer.clone())).collect::<Result<_, _>>()?;
-    if lower.is_empty() {
-        lower.push(name(format!("{own}/lower"))?);
-    }
+    lower.push(name(format!("../../{}", crate::base::MOUNT_POINTS))?);
     let rootfs = RootfsSource::Overlay {
         lower,
         upper: name(format!("{own}/upper"))?,
@@ -402,8 +350,9 @@ pub(crate) fn compile(
         directories: &stored.directories,
         cgroups: &shared.host.layout,
         cgroup_path: Some(&record.cgroup),
-        // A PID namespace is joined at birth, by the launcher.
-        inherited: bowline_linux::clone::ns::PID,
+        // A PID namespace is joined at birth, by the launcher; so is a user namespace.
+        inherited: bowline_linux::clone::ns::PID
+            | user::of_pod(pod).map_or(0, |_| bowline_linux::clone::ns::USER),
         last_cap: shared.host.facts.last_cap,
         arch: shared.host.arch,
         seccomp: &shared.seccomp,
@@ -418,32 +367,9 @@ pub(crate) fn compile(
             compiled.plan.steps.push(bowline_launch_plan::Step::Keep { path });
         }
     }
-    share_shm(&mut compiled);
+    devices::bind(&mut compiled, &stored.device_sources);
+    volumes::replace(&mut compiled, record, &name(format!("{own}/lower"))?)?;
     Ok(compiled)
-}
-
-/// /dev/shm of the pod is no tree of the host: the launcher has it in its own mount namespace.
-fn share_shm(compiled: &mut Compiled) {
-    use bowline_launch_plan::{Source, Step};
-    let is_shm = |descriptor: &bowline_plan::Descriptor| matches!(descriptor, bowline_plan::Descriptor::HostTree { path, .. } if path == SHM);
-    let Some(index) = compiled.descriptors.iter().position(is_shm) else { return };
-    compiled.descriptors.remove(index);
-    let gone = index as u16;
-    for step in &mut compiled.plan.steps {
-        let Step::Mount { source, .. } = step else { continue };
-        match source {
-            Source::Tree { fd } if *fd == gone => {
-                *source = Source::Path { path: c"/shm".into(), recursive: false }
-            }
-            Source::Tree { fd } if *fd > gone => *fd -= 1,
-            _ => {}
-        }
-    }
-    for join in &mut compiled.plan.join_namespaces {
-        if join.fd > gone {
-            join.fd -= 1;
-        }
-    }
 }
 
 /// The folder of a container's overlay that holds what it wrote.

@@ -34,15 +34,29 @@ pub struct PodsConfig {
     pub monitor: PathBuf,
     /// Size of a pod's /dev/shm, bytes.
     pub shm_size: u64,
+    /// Where CDI files are; later folders count before earlier ones.
+    pub cdi_folders: Vec<PathBuf>,
+    /// How long the host's file systems may take to hand out what a container needs of them.
+    pub path_patience: Duration,
 }
 
 /// The size of /dev/shm that every peer gives.
 pub const SHM_SIZE: u64 = 64 << 20;
 
+/// Where vendors' tools put CDI files (SPEC.md of the Container Device Interface).
+const CDI_FOLDERS: [&str; 2] = ["/etc/cdi", "/var/run/cdi"];
+
 impl PodsConfig {
     /// The usual sizes.
     pub fn new(root: PathBuf, state: PathBuf, monitor: PathBuf) -> PodsConfig {
-        PodsConfig { root, state, monitor, shm_size: SHM_SIZE }
+        PodsConfig {
+            root,
+            state,
+            monitor,
+            shm_size: SHM_SIZE,
+            cdi_folders: CDI_FOLDERS.iter().map(PathBuf::from).collect(),
+            path_patience: crate::paths::PATIENCE,
+        }
     }
 }
 
@@ -67,13 +81,18 @@ impl Pods {
                 .map_err(doing(format!("load the monitor program {}", config.monitor.display())))?;
             std::fs::create_dir_all(config.state.join("pods")).map_err(doing("make the state folder"))?;
             std::fs::create_dir_all(images.layers_dir()).map_err(doing("make the folder of layers"))?;
+            base::make_mount_points(&config.root).map_err(doing("make the layer of mount points"))?;
             let base = base::make(&config.root).map_err(doing("make the base mount namespace"))?;
             let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null");
             let null = null.map_err(doing("open /dev/null"))?.into();
             let instance = bowline_cni::InstanceTag::of_root(&config.root).as_str().to_owned();
-            let shared = Shared::new(config, store, images, cni, host, program, base, null, instance);
-            let monitors = std::ffi::CString::new(format!("{}/monitors", shared.cgroup_root()))
-                .map_err(doing("name a cgroup"))?;
+            let users = crate::user::probe(&config.root, &config.state);
+            if let Err(why) = &users {
+                tracing::info!(why, "pods cannot have user namespaces on this node");
+            }
+            let shared = Shared::new(config, store, images, cni, host, program, base, null, users, instance);
+            let monitors =
+                std::ffi::CString::new(shared.monitors_cgroup()).map_err(doing("name a cgroup"))?;
             for root in &shared.host.roots {
                 use std::os::fd::AsFd as _;
                 bowline_launch::make_cgroup(root.as_fd(), &monitors)
@@ -83,6 +102,7 @@ impl Pods {
         })
         .await?;
         tokio::spawn(reap_links(shared.clone()));
+        tokio::spawn(tidy_paths(shared.clone()));
         recover::recover(&shared).await?;
         Ok(Pods(shared))
     }
@@ -95,6 +115,11 @@ impl Pods {
     /// The machine.
     pub fn host(&self) -> &Host {
         &self.0.host
+    }
+
+    /// Whether pods can have user namespaces of their own.
+    pub fn user_namespaces(&self) -> bool {
+        self.0.user_namespaces.is_ok()
     }
 
     /// The images.
@@ -330,6 +355,22 @@ async fn ask<T>(
 /// How long ends are gathered before they are carried out. The kernel holds its network lock for 20 ms and more while it
 /// deletes a link or a namespace, however many there are; a pod that starts just then waits for it.
 const REAP_AFTER: Duration = Duration::from_secs(1);
+
+/// How often workers that open paths are looked at.
+const TIDY_EVERY: Duration = Duration::from_secs(30);
+
+/// Has a worker ready for the first container, and ends those that nobody needs any more.
+async fn tidy_paths(shared: Arc<Shared>) {
+    let owner = shared.clone();
+    let _ = tokio::task::spawn_blocking(move || owner.paths.warm(&owner.program)).await;
+    loop {
+        tokio::time::sleep(TIDY_EVERY).await;
+        let shared = shared.clone();
+        if let Err(error) = tokio::task::spawn_blocking(move || shared.paths.tidy()).await {
+            tracing::error!(%error, "workers that open paths could not be looked at");
+        }
+    }
+}
 
 /// Deletes links of removed pods, in batches: the kernel waits for RCU once for all of a batch.
 async fn reap_links(shared: Arc<Shared>) {

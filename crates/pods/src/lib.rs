@@ -21,8 +21,10 @@
 mod actor;
 mod attach;
 mod base;
+mod cdi;
 mod connect;
 mod create;
+mod devices;
 mod error;
 mod exec;
 mod files;
@@ -30,13 +32,16 @@ mod handle;
 mod host;
 mod monitor;
 mod netns;
+mod paths;
 mod recover;
 mod run_pod;
 mod shared;
 mod start;
 mod stats;
 mod stop_pod;
+mod user;
 mod view;
+mod volumes;
 
 pub use attach::{AttachCall, Attached, InputCloser, Parting};
 pub use connect::Connection;

@@ -5,19 +5,23 @@
 //! stopped reading (its queue holds hundreds of requests) counts as lost.
 
 use std::collections::HashMap;
+use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
-use std::process::Stdio;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use bowline_linux::message;
+use bowline_linux::clone::Cloned;
+use bowline_linux::exec::StringArray;
+use bowline_linux::{message, spawn};
+use bowline_monitor_proto::paths::PATHS_NAME;
 use bowline_monitor_proto::{Answer, Call, Event, MAX_MESSAGE, Message, Request, decode, encode};
 use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::process::{WaitId, WaitIdOptions};
 use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::net::UnixStream;
-use tokio::process::{Child, Command};
 use tokio::sync::{OnceCell, mpsc, oneshot, watch};
 
 /// Why a monitor gave no answer.
@@ -77,25 +81,54 @@ impl Program {
         Ok(Program { memory, path: path.to_owned() })
     }
 
-    /// Starts a monitor; it has the other end of the socket as standard input.
-    pub fn start(&self, sandbox: &str) -> Result<(Child, OwnedFd), MonitorError> {
-        use std::os::fd::AsRawFd as _;
+    /// Starts a monitor; it has the other end of the socket as standard input. `null` is /dev/null; `cgroup` is the
+    /// cgroup v2 folder that it is born in, where there is that hierarchy.
+    pub fn start(
+        &self,
+        sandbox: &str,
+        null: BorrowedFd<'_>,
+        cgroup: Option<BorrowedFd<'_>>,
+    ) -> Result<(Cloned, OwnedFd), MonitorError> {
+        use std::os::unix::ffi::OsStringExt as _;
         let (ours, theirs) = message::pair().map_err(io_error("open a channel to"))?;
-        let path = match &self.memory {
-            Some(memory) => PathBuf::from(format!("/proc/self/fd/{}", memory.as_raw_fd())),
-            None => self.path.clone(),
+        let text = |bytes: Vec<u8>| CString::new(bytes).map_err(|error| io_error("name")(error.into()));
+        let path = text(self.executable().into_os_string().into_vec())?;
+        let argv = StringArray::new(vec![c"bowline-monitor".into(), text(sandbox.into())?]);
+        let envp = StringArray::new(Vec::new());
+        let program = spawn::Program {
+            path: &path,
+            argv: &argv,
+            envp: &envp,
+            stdin: theirs.as_fd(),
+            output: null,
+            cgroup,
         };
-        let child = Command::new(path)
-            .arg0("bowline-monitor")
-            .arg(sandbox)
+        Ok((spawn::spawn(&program).map_err(io_error("start"))?, ours))
+    }
+
+    /// Starts a worker that opens paths, with the other end of the socket as standard input.
+    pub fn start_paths(&self) -> io::Result<(std::process::Child, OwnedFd)> {
+        use std::os::unix::process::CommandExt as _;
+        use std::process::Stdio;
+
+        let (ours, theirs) = message::pair()?;
+        let child = std::process::Command::new(self.executable())
+            .arg0(PATHS_NAME)
             .env_clear()
             .current_dir("/")
             .stdin(Stdio::from(theirs))
             .stdout(Stdio::null())
             .stderr(Stdio::null())
-            .spawn()
-            .map_err(io_error("start"))?;
+            .spawn()?;
         Ok((child, ours))
+    }
+
+    fn executable(&self) -> PathBuf {
+        use std::os::fd::AsRawFd as _;
+        match &self.memory {
+            Some(memory) => PathBuf::from(format!("/proc/self/fd/{}", memory.as_raw_fd())),
+            None => self.path.clone(),
+        }
     }
 }
 
@@ -325,9 +358,17 @@ async fn listen(monitor: Arc<Monitor>, heard: mpsc::Sender<Heard>) {
 }
 
 /// Waits for a monitor that this daemon started, so that it leaves no zombie.
-pub fn reap(mut child: Child) {
+#[expect(
+    deprecated,
+    reason = "unsound only for types whose descriptor changes or is closed early; an OwnedFd's is not"
+)]
+pub fn reap(process: Cloned) {
     tokio::spawn(async move {
-        let _ = child.wait().await;
+        // Without a place in the reactor (out of memory) it stays a zombie until we end; it harms nobody.
+        let Ok(pidfd) = AsyncFd::with_interest(process.pidfd, Interest::READABLE) else { return };
+        let _ = pidfd.readable().await;
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+        let _ = rustix::process::waitid(WaitId::PidFd(pidfd.get_ref().as_fd()), options);
     });
 }
 

@@ -89,6 +89,7 @@ fn hold(shared: &Shared, container: &ContainerRecord) {
     if let Err(error) = shared.images.hold_layers(&container.id.to_string(), &layers) {
         tracing::error!(container = %container.id, error = %crate::chain(&error), "a container's layers are gone");
     }
+    crate::volumes::hold_again(shared, container);
 }
 
 async fn take_over(shared: &Arc<Shared>, mut record: PodRecord, containers: Vec<ContainerRecord>) {

@@ -1,14 +1,12 @@
 //! Bringing a pod up.
 //!
 //! ```text
-//!   record the intent --- state folder, socket, exits file
-//!        |
-//!        +-- network namespace --+-- CNI ADD ------------------+
-//!        |                       |                             |
-//!        +-- start the monitor --+-- setup (joins namespaces) -+-- hosts file -- commit -- record READY
+//!   record the intent, state folder --+-- CNI ADD -------------------+-- hosts file, record READY --+
+//!                                     |                              |                              |
+//!   network namespace ----------------+-- start and set up monitor --+-- commit --------------------+
 //! ```
 //!
-//! The two branches run side by side. Whatever fails, [`undo`] takes down what may be there, in reverse; every part of
+//! What stands below one another runs side by side. Whatever fails, [`undo`] takes down what may be there, in reverse; every part of
 //! it is harmless for what is not there. If the network cannot be given back, the sandbox stays, NOTREADY, so that
 //! its client stops and removes it later.
 
@@ -18,8 +16,8 @@ use std::sync::Arc;
 
 use bowline_cni::{PodNetworkRequest, PodRef};
 use bowline_model::SandboxId;
-use bowline_model::spec::{NamespaceMode, PodSpec, Protocol};
-use bowline_monitor_proto::{Answer, MonitorCgroup, Request, Setup};
+use bowline_model::spec::{IdMapping, NamespaceMode, PodSpec, Protocol};
+use bowline_monitor_proto::{Answer, IdRange, MonitorCgroup, Request, Setup, UserSetup};
 use bowline_store::{NetworkRecord, PodLife, PodRecord, VERSION};
 use tokio::sync::mpsc;
 
@@ -125,60 +123,92 @@ pub(crate) fn hostname(shared: &Shared, id: &SandboxId, spec: &PodSpec) -> Strin
 
 async fn steps(shared: &Arc<Shared>, mut record: PodRecord) -> Result<Up, PodError> {
     let own_network = record.spec.security.namespaces.network != NamespaceMode::Node;
-    // The intent comes first: whatever is made from here on can be found again by the id that it holds.
-    let files = {
-        let (shared, record) = (shared.clone(), record.clone());
-        blocking("prepare the pod", move || {
-            shared.store.write_pod(&record).map_err(doing("record the pod"))?;
-            files::make(&shared.config.state, &record.id).map_err(doing("make the pod's state folder"))
-        })
-        .await?
+    crate::user::check_pod(shared, &record.spec)?;
+    let own_users = crate::user::of_pod(&record.spec).is_some();
+    // A namespace that only a descriptor keeps goes with us: it may come before the intent is recorded.
+    let network = async {
+        if !own_network || own_users {
+            return Ok(None);
+        }
+        let make = || netns::make().map_err(doing("make a network namespace"));
+        blocking("make a network namespace", make).await.map(|made| Some(Arc::new(made)))
     };
-    let network = if own_network {
-        let made =
-            blocking("make a network namespace", || netns::make().map_err(doing("make a network namespace")));
-        let (made, started) = tokio::join!(made, start_monitor(shared, &record.id));
-        (Some(Arc::new(made?)), started?)
+    let (network, files) = tokio::join!(network, prepare(shared, &record));
+    let (network, files) = (network?, files?);
+    let monitor = monitor_with_setup(shared, &record, &files, network.as_deref());
+    let (attached, started) = if own_users {
+        // The pod's user namespace must own its network namespace, so the monitor makes both.
+        let started = monitor.await?;
+        let [_, network] = namespaces(&started.0.monitor).await?;
+        (attach(shared, &record, Some(Arc::new(network))).await, Ok(started))
     } else {
-        (None, start_monitor(shared, &record.id).await?)
+        tokio::join!(attach(shared, &record, network.clone()), monitor)
     };
-    let (network, (monitor, heard, pid)) = network;
-    // The task that listens to the monitor keeps the connection; only hanging up ends both.
-    let mut uncommitted = Uncommitted(Some(monitor.clone()));
+    let (mut uncommitted, heard, pid) = started?;
     record.monitor = pid;
-    let attach = attach(shared, &record, network.clone());
-    let setup = set_up(shared, &record, &monitor, &files, network.as_deref());
-    let (attached, set_up) = tokio::join!(attach, setup);
     record.network = attached?;
-    set_up?;
-    {
-        let (shared, record) = (shared.clone(), record.clone());
-        blocking("write the pod's files", move || {
-            let ips = record.network.as_ref().map_or(&[][..], |network| &network.ips);
-            let hostname = hostname(&shared, &record.id, &record.spec);
-            files::write_names(&shared.config.state, &record.id, &record.spec, &hostname, ips)
-                .map_err(doing("write the pod's hosts file"))
-        })
-        .await?;
-    }
-    expect_done(monitor.call(Request::Commit, &[]).await, "commit the pod's monitor")?;
-    // From here on it stays when we go; a record that cannot be written still ends it.
+    let monitor = uncommitted.monitor.clone();
+    // From here on it stays when we go: what is in its socket it reads before it sees the end. A record that cannot be
+    // written still ends it.
+    let commit = monitor.call(Request::Commit, &[]);
     record.life = PodLife::Ready;
-    if let Err(error) = shared.store.write_pod(&record) {
+    let written = {
+        let (shared, record) = (shared.clone(), record.clone());
+        blocking("record the pod", move || {
+            write_names(&shared, &record)?;
+            shared.store.write_pod(&record).map_err(doing("record the pod"))
+        })
+    };
+    let (committed, written) = tokio::join!(commit, written);
+    if let Err(error) = written.and(expect_done(committed, "commit the pod's monitor")) {
         let _ = monitor.call(Request::Shutdown, &[]).await;
-        return Err(doing("record the pod")(error));
+        return Err(error);
     }
-    uncommitted.0 = None;
+    uncommitted.armed = false;
     Ok(Up { record, monitor, heard })
 }
 
+/// The intent, and the pod's folder. The intent comes first: whatever is made from here on can be found again by the id
+/// that it holds.
+async fn prepare(shared: &Arc<Shared>, record: &PodRecord) -> Result<PodFiles, PodError> {
+    let (shared, record) = (shared.clone(), record.clone());
+    blocking("prepare the pod", move || {
+        shared.store.write_pod(&record).map_err(doing("record the pod"))?;
+        files::make(&shared.config.state, &record.id).map_err(doing("make the pod's state folder"))
+    })
+    .await
+}
+
+async fn monitor_with_setup(
+    shared: &Arc<Shared>,
+    record: &PodRecord,
+    files: &PodFiles,
+    network: Option<&OwnedFd>,
+) -> Result<(Uncommitted, mpsc::Receiver<Heard>, i32), PodError> {
+    let (monitor, heard, pid) = start_monitor(shared, &record.id).await?;
+    // The task that listens to the monitor keeps the connection; only hanging up ends both.
+    let uncommitted = Uncommitted { monitor, armed: true };
+    set_up(shared, record, &uncommitted.monitor, files, network).await?;
+    Ok((uncommitted, heard, pid))
+}
+
+fn write_names(shared: &Shared, record: &PodRecord) -> Result<(), PodError> {
+    let ips = record.network.as_ref().map_or(&[][..], |network| &network.ips);
+    let hostname = hostname(shared, &record.id, &record.spec);
+    files::write_names(&shared.config.state, &record.id, &record.spec, &hostname, ips)
+        .map_err(doing("write the pod's hosts file"))
+}
+
 /// A monitor that must not outlive a failed start.
-struct Uncommitted(Option<Arc<Monitor>>);
+struct Uncommitted {
+    monitor: Arc<Monitor>,
+    armed: bool,
+}
 
 impl Drop for Uncommitted {
     fn drop(&mut self) {
-        if let Some(monitor) = &self.0 {
-            monitor.hang_up();
+        if self.armed {
+            self.monitor.hang_up();
         }
     }
 }
@@ -187,15 +217,18 @@ async fn start_monitor(
     shared: &Arc<Shared>,
     id: &SandboxId,
 ) -> Result<(Arc<Monitor>, mpsc::Receiver<Heard>, i32), PodError> {
-    let (child, socket) = {
+    let (process, socket) = {
         let (shared, id) = (shared.clone(), id.to_string());
         blocking("start the pod's monitor", move || {
-            shared.program.start(&id).map_err(doing("start the pod's monitor"))
+            let cgroup = shared.monitors_folder().map_err(doing("open the monitors' cgroup"))?;
+            let cgroup = cgroup.as_ref().map(|folder| folder.as_fd());
+            let started = shared.program.start(&id, shared.null.as_fd(), cgroup);
+            started.map_err(doing("start the pod's monitor"))
         })
         .await?
     };
-    let pid = child.id().map_or(0, |pid| pid as i32);
-    monitor::reap(child);
+    let pid = process.pid;
+    monitor::reap(process);
     let (send, heard) = mpsc::channel(EVENTS);
     let monitor = Monitor::attach(socket, send).map_err(doing("talk to the pod's monitor"))?;
     Ok((monitor, heard, pid))
@@ -292,7 +325,10 @@ async fn set_up(
         .sysctls
         .iter()
         .map(|(name, value)| Ok((text(name.replace('.', "/"))?, text(value.clone())?)));
-    let monitors = format!("{}/monitors", shared.cgroup_root());
+    let monitors = text(shared.monitors_cgroup())?;
+    // It is born in the folder of cgroup v2.
+    let unified = shared.host.layout.unified();
+    let joined = (0..shared.host.roots.len() as u8).filter(|hierarchy| Some(*hierarchy) != unified);
     let setup = Setup {
         sandbox: record.id.to_string(),
         layers: text(format!("{}/images/layers", crate::base::STORE))?,
@@ -303,17 +339,29 @@ async fn set_up(
         shared_pids: namespaces.pid == NamespaceMode::Pod,
         sysctls: sysctls.collect::<Result<_, PodError>>()?,
         hierarchies: shared.host.roots.len() as u8,
-        unified: shared.host.layout.unified(),
+        unified,
         memory: shared.host.memory(),
-        cgroups: (0..shared.host.roots.len() as u8)
-            .map(|hierarchy| Ok(MonitorCgroup { hierarchy, path: text(monitors.clone())? }))
-            .collect::<Result<_, PodError>>()?,
+        cgroups: joined.map(|hierarchy| MonitorCgroup { hierarchy, path: monitors.clone() }).collect(),
+        user: crate::user::of_pod(&record.spec)
+            .map(|user| UserSetup { uids: range(&user.uids), gids: range(&user.gids) }),
     };
     let mut descriptors =
         vec![shared.base.as_fd(), files.exits.as_fd(), files.listener.as_fd(), shared.null.as_fd()];
     descriptors.extend(network.map(|network| network.as_fd()));
     descriptors.extend(shared.host.roots.iter().map(|root| root.as_fd()));
     expect_done(monitor.call(Request::Setup { setup }, &descriptors).await, "set the pod up")
+}
+
+fn range(mapping: &IdMapping) -> IdRange {
+    IdRange { inside: mapping.container_id, outside: mapping.host_id, length: mapping.length }
+}
+
+/// The pod's user namespace and the network namespace that it owns, of its monitor.
+pub(crate) async fn namespaces(monitor: &Monitor) -> Result<[OwnedFd; 2], PodError> {
+    let what = "ask the pod's monitor for its user namespace";
+    let (answer, descriptors) = monitor.call(Request::Namespaces, &[]).await.map_err(doing(what))?;
+    <[OwnedFd; 2]>::try_from(descriptors)
+        .map_err(|_| PodError::failed(what, format!("the monitor answered {answer:?}")))
 }
 
 /// Anything but success is an error that says what the monitor said.
@@ -323,6 +371,10 @@ pub(crate) fn expect_done(
 ) -> Result<(), PodError> {
     match answer.map_err(doing(what))?.0 {
         Answer::Done | Answer::Launched { .. } => Ok(()),
+        // What the kernel says when `max_user_namespaces` is reached (user_namespaces(7)).
+        Answer::Failed { errno, text, .. } if errno == rustix::io::Errno::NOSPC.raw_os_error() => {
+            Err(PodError::Full(format!("could not {what}: {text}; see /proc/sys/user/max_*_namespaces")))
+        }
         Answer::Failed { text, .. } => Err(PodError::failed(what, text)),
         Answer::Refused { why } => Err(PodError::failed(what, format!("the monitor refused: {why:?}"))),
         other => Err(PodError::failed(what, format!("the monitor answered {other:?}"))),

@@ -18,6 +18,7 @@ use crate::actor::ActorHandle;
 use crate::handle::PodsConfig;
 use crate::host::Host;
 use crate::monitor::Program;
+use crate::paths::Paths;
 use crate::stats::Usage;
 use crate::view::Views;
 
@@ -28,9 +29,13 @@ pub(crate) struct Shared {
     pub cni: Arc<Cni>,
     pub host: Host,
     pub program: Program,
+    /// Opens what the host's file systems hold.
+    pub paths: Paths,
     /// The base mount namespace.
     pub base: OwnedFd,
     pub null: OwnedFd,
+    /// Pods can have user namespaces; if not, why.
+    pub user_namespaces: Result<(), String>,
     pub views: Views,
     pub seccomp: SeccompCache,
     /// Tells daemons of one machine apart.
@@ -66,6 +71,7 @@ impl Shared {
         program: Program,
         base: OwnedFd,
         null: OwnedFd,
+        user_namespaces: Result<(), String>,
         instance: String,
     ) -> Shared {
         Shared {
@@ -75,8 +81,10 @@ impl Shared {
             cni,
             host,
             program,
+            paths: Paths::default(),
             base,
             null,
+            user_namespaces,
             views: Views::default(),
             seccomp: SeccompCache::default(),
             instance,
@@ -105,6 +113,21 @@ impl Shared {
     /// A record from before counts for the order as well.
     pub fn seen_created(&self, at: i64) {
         self.last_created.fetch_max(at, Ordering::Relaxed);
+    }
+
+    /// The cgroup folder that monitors live in, below the root of each hierarchy.
+    pub fn monitors_cgroup(&self) -> String {
+        format!("{}/monitors", self.cgroup_root())
+    }
+
+    /// The same folder of cgroup v2, if this host has that hierarchy.
+    pub fn monitors_folder(&self) -> std::io::Result<Option<OwnedFd>> {
+        use rustix::fs::{Mode, OFlags};
+        let root = self.host.layout.unified().and_then(|number| self.host.roots.get(usize::from(number)));
+        let open = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
+        let folder =
+            root.map(|root| rustix::fs::openat(root, self.monitors_cgroup().as_str(), open, Mode::empty()));
+        Ok(folder.transpose()?)
     }
 
     /// The cgroup folder that holds everything of this daemon, below the root of each hierarchy.

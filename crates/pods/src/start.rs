@@ -1,29 +1,25 @@
 //! From a plan to a running program: opening what the plan counts on, and asking the monitor.
 
-use std::fs;
+use std::ffi::{CString, OsString};
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::Path;
+use std::os::unix::ffi::OsStringExt as _;
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bowline_launch::Stage;
 use bowline_launch_plan::{LaunchPlan, Step};
 use bowline_model::container::Exit;
+use bowline_monitor_proto::paths::Wish;
 use bowline_monitor_proto::{Answer, Launch, Pids, Request};
 use bowline_plan::{Compiled, Descriptor};
 use bowline_store::ContainerRecord;
-use rustix::fs::{CWD, Mode, OFlags};
-use rustix::mount::{OpenTreeFlags, open_tree};
+use rustix::fs::{Mode, OFlags};
 
 use crate::PodError;
 use crate::error::doing;
 use crate::monitor::{Monitor, sealed};
 use crate::shared::{Shared, blocking, now};
-
-/// How long the host's file systems may take to hand out the volumes and the log file.
-const OPEN_LIMIT: Duration = Duration::from_secs(100);
 
 /// A container that runs.
 pub(crate) struct Started {
@@ -40,20 +36,20 @@ pub(crate) async fn start(
     pids: Pids,
 ) -> Result<Started, (Exit, PodError)> {
     let failed = |error: PodError| (exit(&error), error);
+    let idmapped =
+        |descriptor: &Descriptor| matches!(descriptor, Descriptor::HostTree { idmap: Some(_), .. });
+    let user = match compiled.descriptors.iter().any(idmapped) {
+        true => {
+            let [user, _] = crate::run_pod::namespaces(&monitor).await.map_err(failed)?;
+            Some(user)
+        }
+        false => None,
+    };
     let opened = {
         let (record, compiled) = (record.clone(), compiled.clone());
-        blocking("open the container's volumes", move || open_all(&record, &compiled))
+        blocking("open the container's volumes", move || open_all(&shared, &record, &compiled, user.as_ref()))
     };
-    let opened = match tokio::time::timeout(OPEN_LIMIT, opened).await {
-        Ok(opened) => opened.map_err(failed)?,
-        Err(_) => {
-            let text = format!(
-                "opening the volumes of container {} takes more than {OPEN_LIMIT:?}: a file system hangs",
-                record.id
-            );
-            return Err(failed(PodError::Deadline(text)));
-        }
-    };
+    let opened = opened.await.map_err(failed)?;
     let launch = Launch {
         container: *record.id.as_bytes(),
         slot: record.slot,
@@ -65,7 +61,6 @@ pub(crate) async fn start(
     descriptors.extend(opened.log.iter().map(|log| log.as_fd()));
     descriptors.extend(opened.trees.iter().map(|tree| tree.as_fd()));
     let answer = monitor.call(Request::Launch { launch }, &descriptors).await;
-    drop(shared);
     match answer.map_err(doing("launch the container")).map_err(failed)?.0 {
         Answer::Launched { pid, started_at } => Ok(Started { pid, at: started_at }),
         Answer::Failed { stage, detail, errno, text } => {
@@ -130,63 +125,101 @@ struct Opened {
     trees: Vec<OwnedFd>,
 }
 
-fn open_all(record: &ContainerRecord, compiled: &Compiled) -> Result<Opened, PodError> {
+fn open_all(
+    shared: &Shared,
+    record: &ContainerRecord,
+    compiled: &Compiled,
+    user: Option<&OwnedFd>,
+) -> Result<Opened, PodError> {
     let plan = sealed(&compiled.plan.encode()).map_err(doing("seal the launch plan"))?;
-    let log = if record.log_path.is_empty() {
-        None
-    } else {
-        let what = format!("open the log {}", record.log_path);
-        Some(open_log(Path::new(&record.log_path)).map_err(doing(what))?)
-    };
-    let trees = compiled.descriptors.iter().map(open_descriptor).collect::<Result<Vec<_>, _>>()?;
-    Ok(Opened { plan, log, trees })
-}
-
-/// Opens a log to append to; an existing one is never cut short.
-pub(crate) fn open_log(path: &Path) -> io::Result<OwnedFd> {
-    if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder)?;
+    let (mut wishes, mut names) = (Vec::new(), Vec::new());
+    if !record.log_path.is_empty() {
+        wishes.push(Wish::Log { path: c_path(&record.log_path)? });
+        names.push(format!("open the log {}", record.log_path));
     }
-    // Readers on the node run as other users; the kubelet keeps the folder to itself.
-    let file = fs::OpenOptions::new().append(true).create(true).mode(0o640).open(path)?;
-    Ok(file.into())
-}
-
-fn open_descriptor(descriptor: &Descriptor) -> Result<OwnedFd, PodError> {
-    match descriptor {
-        Descriptor::HostTree { path, recursive, follow, idmap, field } => {
-            if idmap.is_some() {
-                return Err(PodError::Unsupported(format!("{field}: idmapped mounts are not built yet")));
+    for descriptor in &compiled.descriptors {
+        if let Descriptor::HostTree { path, recursive, follow, field, .. } = descriptor {
+            wishes.push(Wish::Tree { path: c_path(path)?, recursive: *recursive, follow: *follow });
+            names.push(format!("open {path} ({field})"));
+        }
+    }
+    let opened = shared.paths.open(&shared.program, &wishes, shared.config.path_patience);
+    let opened = opened.map_err(|(at, error)| named(names.get(at), error))?;
+    let mut opened = opened.into_iter();
+    let mut next = || {
+        let (_, opened) = opened.next().ok_or_else(missing)?;
+        opened.ok_or_else(missing)
+    };
+    let log = if record.log_path.is_empty() { None } else { Some(next()?) };
+    let trees = compiled.descriptors.iter().map(|descriptor| match descriptor {
+        Descriptor::HostTree { path, idmap, field, .. } => {
+            let tree = next()?;
+            // The only mappings that a container's mounts may have are its pod's.
+            if let (Some(wish), Some(user)) = (idmap, user) {
+                show_owners(&tree, user, wish.recursive, &format!("{path} ({field})"))?;
             }
-            clone_tree(path, *recursive, *follow).map_err(doing(format!("open {path} ({field})")))
+            Ok(tree)
         }
         Descriptor::Namespace { path, .. } => {
             let opened = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
             opened.map_err(|errno| doing(format!("open the namespace {path}"))(io::Error::from(errno)))
         }
+        // Only bundles have one, and no bundle comes here.
         Descriptor::Rootfs { path } => {
-            clone_tree(path, true, true).map_err(doing(format!("open the root {path}")))
+            Err(PodError::failed("open the root", format!("{path} is a root that is no image")))
         }
+    });
+    let trees = trees.collect::<Result<Vec<_>, _>>()?;
+    Ok(Opened { plan, log, trees })
+}
+
+fn c_path(path: &str) -> Result<CString, PodError> {
+    CString::new(path).map_err(|error| PodError::failed(format!("open {path:?}"), error))
+}
+
+fn missing() -> PodError {
+    PodError::failed("open the container's volumes", "a worker left an answer out")
+}
+
+/// What was being opened goes before what became of it.
+fn named(what: Option<&String>, error: PodError) -> PodError {
+    let what = what.map_or("open a path", String::as_str);
+    match error {
+        PodError::Deadline(text) => PodError::Deadline(format!("could not {what}: {text}")),
+        PodError::Full(text) => PodError::Full(format!("could not {what}: {text}")),
+        PodError::Failed { source, .. } => PodError::Failed { doing: what.to_owned(), source },
+        other => other,
     }
 }
 
-/// A detached copy of a mount tree of the host. A source that has vanished since the container was created is made
-/// anew as a folder, as at creation.
-fn clone_tree(path: &str, recursive: bool, follow: bool) -> io::Result<OwnedFd> {
-    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    if recursive {
-        flags |= OpenTreeFlags::AT_RECURSIVE;
-    }
-    if !follow {
-        flags |= OpenTreeFlags::AT_SYMLINK_NOFOLLOW;
-    }
-    match open_tree(CWD, path, flags) {
-        Err(rustix::io::Errno::NOENT) => {
-            fs::create_dir_all(path)?;
-            Ok(open_tree(CWD, path, flags)?)
-        }
-        other => Ok(other?),
-    }
+/// Opens a log to append to; an existing one is never cut short.
+pub(crate) fn open_log(shared: &Shared, path: &str) -> Result<OwnedFd, PodError> {
+    let wish = [Wish::Log { path: c_path(path)? }];
+    let opened = shared.paths.open(&shared.program, &wish, shared.config.path_patience);
+    let what = format!("open the log {path}");
+    let mut opened = opened.map_err(|(_, error)| named(Some(&what), error))?;
+    opened.pop().and_then(|(_, log)| log).ok_or_else(missing)
+}
+
+/// Makes a folder of the host unless something is there; its path without symlinks.
+pub(crate) fn host_folder(shared: &Shared, path: &str, what: &str) -> Result<PathBuf, PodError> {
+    let wish = [Wish::Folder { path: c_path(path)? }];
+    let opened = shared.paths.open(&shared.program, &wish, shared.config.path_patience);
+    let mut opened = opened.map_err(|(_, error)| named(Some(&what.to_owned()), error))?;
+    let (real, _) = opened.pop().ok_or_else(missing)?;
+    Ok(PathBuf::from(OsString::from_vec(real)))
+}
+
+fn show_owners(tree: &OwnedFd, user: &OwnedFd, recursive: bool, name: &str) -> Result<(), PodError> {
+    crate::user::idmap(tree.as_fd(), user.as_fd(), recursive).map_err(|error| {
+        let hint = match error.raw_os_error() {
+            Some(errno) if errno == rustix::io::Errno::INVAL.raw_os_error() => {
+                ": its file system takes no idmapped mounts"
+            }
+            _ => "",
+        };
+        PodError::failed(format!("show {name} with the pod's owners{hint}"), error)
+    })
 }
 
 /// Changes limits, all or nothing: what was written before a failure is written back. Returns the limits in force.

@@ -9,7 +9,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use bowline_model::container::Life;
 use bowline_model::spec::{ContainerSpec, PodSpec};
 use bowline_model::{ContainerId, SandboxId, Signal};
-use bowline_store::{ImageRecord, UserRecord};
+use bowline_store::{ImageRecord, ImageVolumeRecord, UserRecord};
 
 use crate::PodError;
 
@@ -59,6 +59,8 @@ pub struct ContainerView {
     pub log_path: Arc<str>,
     /// What could not be given as asked, and why.
     pub notes: Arc<[String]>,
+    /// Images that are its volumes.
+    pub image_volumes: Arc<[ImageVolumeRecord]>,
 }
 
 #[derive(Default)]

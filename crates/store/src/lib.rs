@@ -21,8 +21,8 @@ mod record;
 
 pub use flush::FLUSH_AFTER;
 pub use record::{
-    ContainerRecord, ExitRecord, ImageRecord, LifeRecord, NetworkRecord, PodLife, PodRecord, UserRecord,
-    VERSION,
+    ContainerRecord, ExitRecord, ImageRecord, ImageVolumeRecord, LifeRecord, NetworkRecord, PodLife,
+    PodRecord, UserRecord, VERSION,
 };
 
 use std::collections::HashMap;

@@ -92,6 +92,21 @@ pub struct ContainerRecord {
     /// What could not be given as asked, and why.
     #[serde(default)]
     pub notes: Vec<String>,
+    /// Images that are its volumes.
+    #[serde(default)]
+    pub image_volumes: Vec<ImageVolumeRecord>,
+}
+
+/// An image that is a volume of a container.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ImageVolumeRecord {
+    /// The position of the mount among those asked for.
+    pub mount: usize,
+    /// Image id.
+    pub id: String,
+    /// Layer folders, bottom first.
+    pub layers: Vec<String>,
 }
 
 /// The image of a container.

@@ -89,7 +89,8 @@ fn processes() -> io::Result<String> {
 
 fn namespaces() -> io::Result<String> {
     let namespaces = ns::MOUNT | ns::NET | ns::IPC | ns::UTS | ns::PID | ns::CGROUP;
-    let child = clone::clone_process(&CloneOptions { namespaces, cgroup: None }, || exit_now(0))?;
+    let child =
+        clone::clone_process(&CloneOptions { namespaces, ..CloneOptions::default() }, || exit_now(0))?;
     reap(&child).map(done)
 }
 
@@ -209,7 +210,7 @@ fn packet_filter() -> io::Result<String> {
 /// Runs `look` while a process in a user namespace of its own exists.
 fn with_user_namespace<T>(look: impl FnOnce(&Cloned) -> io::Result<T>) -> io::Result<T> {
     let (reader, _writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-    let options = CloneOptions { namespaces: ns::USER, cgroup: None };
+    let options = CloneOptions { namespaces: ns::USER, ..CloneOptions::default() };
     // It holds a writer of its own, so it waits until it is killed.
     let child = clone::clone_process(&options, || {
         let _ = rustix::io::read(&reader, &mut [0u8; 1][..]);

@@ -1,5 +1,7 @@
 //! What a container should be.
 
+use std::collections::BTreeMap;
+
 use bowline_cri_proto::v1;
 use bowline_model::spec::{ContainerSpec, Device};
 
@@ -19,7 +21,7 @@ pub(crate) fn spec(config: Option<v1::ContainerConfig>) -> Result<ContainerSpec,
     config.args.iter().try_for_each(|word| check::no_nul("config.args", word))?;
     check::pairs("config.labels", &config.labels)?;
     check::pairs("config.annotations", &config.annotations)?;
-    refuse_cdi(&config.cdi_devices, config.annotations.keys())?;
+    let cdi_devices = cdi_devices(config.cdi_devices, &config.annotations)?;
     let linux = config.linux.unwrap_or_default();
     let mounts = config.mounts.into_iter().enumerate();
     Ok(ContainerSpec {
@@ -34,7 +36,7 @@ pub(crate) fn spec(config: Option<v1::ContainerConfig>) -> Result<ContainerSpec,
             .map(|(index, mount)| mount::mount(&format!("config.mounts[{index}]"), mount))
             .collect::<Result<_, _>>()?,
         devices: config.devices.into_iter().enumerate().map(device).collect::<Result<_, _>>()?,
-        cdi_devices: Vec::new(),
+        cdi_devices,
         labels: config.labels,
         annotations: config.annotations,
         log_path: config.log_path,
@@ -50,16 +52,35 @@ pub(crate) fn spec(config: Option<v1::ContainerConfig>) -> Result<ContainerSpec,
     })
 }
 
-fn refuse_cdi<'a>(
-    devices: &[v1::CdiDevice],
-    mut annotations: impl Iterator<Item = &'a String>,
-) -> Result<(), Refused> {
-    let field = match annotations.find(|key| key.starts_with(CDI_ANNOTATIONS)) {
-        _ if !devices.is_empty() => "config.CDI_devices".to_owned(),
-        Some(key) => format!("config.annotations[{}]", check::brief(key)),
-        None => return Ok(()),
+/// CDI devices by the field and by annotations, as far as they can be names; a device is given once.
+fn cdi_devices(
+    devices: Vec<v1::CdiDevice>,
+    annotations: &BTreeMap<String, String>,
+) -> Result<Vec<String>, Refused> {
+    let mut names = Vec::new();
+    let mut add = |field: String, name: &str| {
+        match name.split_once('=') {
+            Some((kind, device)) if kind.contains('/') && !device.is_empty() => {}
+            _ => {
+                let reason = format!("`{}` does not read vendor.com/class=device", check::brief(name));
+                return Err(invalid(field, reason));
+            }
+        }
+        check::no_nul(&field, name)?;
+        if !names.iter().any(|there| there == name) {
+            names.push(name.to_owned());
+        }
+        Ok(())
     };
-    Err(Refused::NotBuilt { field, what: "CDI devices are" })
+    for device in devices {
+        add("config.CDI_devices".to_owned(), &device.name)?;
+    }
+    for (key, value) in annotations.iter().filter(|(key, _)| key.starts_with(CDI_ANNOTATIONS)) {
+        for name in value.split(',') {
+            add(format!("config.annotations[{}]", check::brief(key)), name.trim())?;
+        }
+    }
+    Ok(names)
 }
 
 /// Values are bytes and need not be UTF-8.
@@ -110,7 +131,7 @@ mod tests {
     #[track_caller]
     fn refused(config: Option<v1::ContainerConfig>, named: &str) {
         match spec(config) {
-            Err(Refused::Invalid { field, .. } | Refused::NotBuilt { field, .. }) => assert_eq!(field, named),
+            Err(Refused::Invalid { field, .. }) => assert_eq!(field, named),
             other => panic!("{named}: {other:?}"),
         }
     }
@@ -147,12 +168,21 @@ mod tests {
         refused(with(|c| c.devices = device("/dev/a", "", "")), "config.devices[0].host_path");
         refused(with(|c| c.devices = device("/dev/a", "/dev/a", "rx")), "config.devices[0].permissions");
         refused(with(|c| c.stop_signal = 99), "config.stop_signal");
-        refused(with(|c| c.cdi_devices = vec![v1::CdiDevice { name: "v/c=d".into() }]), "config.CDI_devices");
+        refused(with(|c| c.cdi_devices = vec![v1::CdiDevice { name: "v/c".into() }]), "config.CDI_devices");
         refused(
-            with(|c| c.annotations = [("cdi.k8s.io/x".to_owned(), "v/c=d".to_owned())].into()),
+            with(|c| c.annotations = [("cdi.k8s.io/x".to_owned(), "v/c=d,c=d".to_owned())].into()),
             "config.annotations[cdi.k8s.io/x]",
         );
         refused(with(|c| c.mounts = vec![v1::Mount::default()]), "config.mounts[0].container_path");
+    }
+
+    #[test]
+    fn cdi_devices_come_by_field_and_by_annotation() {
+        let spec = spec(with(|c| {
+            c.cdi_devices = vec![v1::CdiDevice { name: "v/c=a".into() }];
+            c.annotations = [("cdi.k8s.io/x".to_owned(), "v/c=b, v/c=a".to_owned())].into();
+        }));
+        assert_eq!(spec.unwrap().cdi_devices, ["v/c=a", "v/c=b"]);
     }
 
     #[test]

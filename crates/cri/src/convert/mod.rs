@@ -26,14 +26,6 @@ pub(crate) enum Refused {
         /// What is wrong, and what would be right.
         reason: String,
     },
-    /// A field asks for something that this version does not have.
-    #[error("{field}: {what} not supported by this version of bowline")]
-    NotBuilt {
-        /// Its path in the request.
-        field: String,
-        /// What, with its verb.
-        what: &'static str,
-    },
     /// An image volume. The kubelet looks for the first word; and no code that critest takes for "skip this".
     #[error("ImageVolumeMountFailed: {field}: {reason}")]
     NoVolume {

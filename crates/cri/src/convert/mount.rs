@@ -1,7 +1,7 @@
 //! Mounts, both ways.
 
 use bowline_cri_proto::v1;
-use bowline_model::spec::{Mount, Propagation};
+use bowline_model::spec::{ImageRef, Mount, Propagation};
 
 use super::{Refused, check, invalid};
 
@@ -9,7 +9,7 @@ use super::{Refused, check, invalid};
 const OPTIONS: [&str; 3] = ["noexec", "nodev", "nosuid"];
 
 /// One mount of a container.
-pub(crate) fn mount(field: &str, asked: v1::Mount) -> Result<Mount, Refused> {
+pub(crate) fn mount(field: &str, mut asked: v1::Mount) -> Result<Mount, Refused> {
     check::absolute(&format!("{field}.container_path"), &asked.container_path)?;
     let propagation = match check::known(&format!("{field}.propagation"), asked.propagation)? {
         v1::MountPropagation::PropagationPrivate => Propagation::Private,
@@ -34,20 +34,21 @@ pub(crate) fn mount(field: &str, asked: v1::Mount) -> Result<Mount, Refused> {
             return Err(invalid(format!("{field}.mount_options"), reason));
         }
     }
-    // Such mounts go with a user namespace, which is refused too; ignored, files would get the wrong owners.
-    if !asked.uid_mappings.is_empty() || !asked.gid_mappings.is_empty() {
-        return Err(Refused::NotBuilt {
-            field: format!("{field}.uid_mappings"),
-            what: "idmapped mounts are",
-        });
+    if asked.uid_mappings.is_empty() != asked.gid_mappings.is_empty() {
+        let reason = "uid_mappings and gid_mappings go together; give both or none";
+        return Err(invalid(format!("{field}.uid_mappings"), reason));
     }
-    match asked.image {
-        Some(_) => return Err(image_volume(field, &asked)),
-        None if !asked.image_sub_path.is_empty() => {
+    let mappings = |maps: &[v1::IdMapping]| maps.iter().map(super::namespaces::id_mapping).collect();
+    let image = match asked.image.is_some() {
+        true => Some(image_volume(field, &mut asked)?),
+        false if !asked.image_sub_path.is_empty() => {
             return Err(invalid(format!("{field}.image_sub_path"), "needs an image beside it"));
         }
-        None => check::absolute(&format!("{field}.host_path"), &asked.host_path)?,
-    }
+        false => {
+            check::absolute(&format!("{field}.host_path"), &asked.host_path)?;
+            None
+        }
+    };
     Ok(Mount {
         container_path: asked.container_path,
         host_path: asked.host_path,
@@ -55,25 +56,28 @@ pub(crate) fn mount(field: &str, asked: v1::Mount) -> Result<Mount, Refused> {
         recursive_read_only: asked.recursive_read_only,
         selinux_relabel: asked.selinux_relabel,
         propagation,
+        uid_mappings: mappings(&asked.uid_mappings),
+        gid_mappings: mappings(&asked.gid_mappings),
+        image,
+        image_sub_path: asked.image_sub_path,
         options: asked.mount_options,
-        ..Mount::default()
     })
 }
 
-/// Images as volumes are not built; what would be wrong with one then is wrong with it now.
-fn image_volume(field: &str, asked: &v1::Mount) -> Refused {
+/// The image of an image volume. What the runtime says of it in a status is no part of what is asked for.
+fn image_volume(field: &str, asked: &mut v1::Mount) -> Result<ImageRef, Refused> {
     if !asked.readonly {
-        return invalid(format!("{field}.readonly"), "an image volume cannot be written to; set readonly");
+        let reason = "an image volume cannot be written to; set readonly";
+        return Err(invalid(format!("{field}.readonly"), reason));
     }
     if !asked.host_path.is_empty() {
-        return invalid(format!("{field}.host_path"), "must be empty when an image is mounted");
+        return Err(invalid(format!("{field}.host_path"), "must be empty when an image is mounted"));
     }
     let sub_path = format!("{field}.image_sub_path");
     if let Err(Refused::Invalid { field, reason }) = check::below(&sub_path, &asked.image_sub_path) {
-        return Refused::NoVolume { field, reason };
+        return Err(Refused::NoVolume { field, reason });
     }
-    let reason = "image volumes are not supported by this version of bowline".to_owned();
-    Refused::NoVolume { field: format!("{field}.image"), reason }
+    super::image::reference(&format!("{field}.image"), asked.image.take())
 }
 
 /// The mount as it was asked for.
@@ -151,28 +155,33 @@ mod tests {
             ),
             (v1::Mount { mount_options: vec!["suid".into()], ..plain() }, "m.mount_options"),
             (v1::Mount { image_sub_path: "a".into(), ..plain() }, "m.image_sub_path"),
+            (v1::Mount { uid_mappings: vec![v1::IdMapping::default()], ..plain() }, "m.uid_mappings"),
         ] {
             match mount("m", bad) {
                 Err(Refused::Invalid { field, .. }) => assert_eq!(field, named),
                 other => panic!("{named}: {other:?}"),
             }
         }
-        let mapped = v1::Mount { uid_mappings: vec![v1::IdMapping::default()], ..plain() };
-        assert!(matches!(mount("m", mapped), Err(Refused::NotBuilt { .. })));
     }
 
     #[test]
-    fn image_volumes_are_refused_in_the_kubelets_words() {
-        let image = |readonly, sub_path: &str| v1::Mount {
+    fn image_volumes_are_read_only_and_stay_inside() {
+        let image = |readonly, host: &str, sub_path: &str| v1::Mount {
             container_path: "/c".into(),
+            host_path: host.into(),
             image: Some(v1::ImageSpec { image: "a".into(), ..Default::default() }),
             image_sub_path: sub_path.into(),
             readonly,
             ..Default::default()
         };
-        assert!(matches!(mount("m", image(false, "")), Err(Refused::Invalid { .. })));
-        for sub_path in ["", "a", "/a", "../a"] {
-            let refused = mount("m", image(true, sub_path)).unwrap_err();
+        for good in ["", "a", "a/b"] {
+            let asked = image(true, "", good);
+            assert_eq!(echo(&mount("m", asked.clone()).unwrap()), asked);
+        }
+        assert!(matches!(mount("m", image(false, "", "")), Err(Refused::Invalid { .. })));
+        assert!(matches!(mount("m", image(true, "/h", "")), Err(Refused::Invalid { .. })));
+        for sub_path in ["/a", "../a", "a/../../b"] {
+            let refused = mount("m", image(true, "", sub_path)).unwrap_err();
             assert!(refused.to_string().starts_with("ImageVolumeMountFailed: "), "{refused}");
         }
     }

@@ -1,7 +1,7 @@
 //! Namespaces, both ways.
 
 use bowline_cri_proto::v1;
-use bowline_model::spec::{NamespaceMode, Namespaces, UserNamespace};
+use bowline_model::spec::{IdMapping, NamespaceMode, Namespaces, UserNamespace};
 
 use super::{Refused, check, invalid};
 
@@ -12,7 +12,7 @@ pub(crate) fn of_pod(field: &str, asked: v1::NamespaceOption) -> Result<Namespac
     if pid == NamespaceMode::Target {
         return Err(invalid(pid_field, "TARGET is for containers"));
     }
-    Ok(Namespaces {
+    let namespaces = Namespaces {
         network: pod_or_node(&format!("{field}.network"), asked.network)?,
         pid,
         ipc: pod_or_node(&format!("{field}.ipc"), asked.ipc)?,
@@ -21,7 +21,9 @@ pub(crate) fn of_pod(field: &str, asked: v1::NamespaceOption) -> Result<Namespac
             .userns_options
             .map(|user| self::user(&format!("{field}.userns_options"), user))
             .transpose()?,
-    })
+    };
+    check_user(field, &namespaces)?;
+    Ok(namespaces)
 }
 
 /// The namespaces of a container. Only the PID one is its own; whatever else is said, it joins its sandbox's, and
@@ -56,20 +58,60 @@ fn pod_or_node(field: &str, value: i32) -> Result<NamespaceMode, Refused> {
     }
 }
 
-/// The host's user namespace may be asked for in so many words; a namespace of its own is not built yet, and a pod
-/// that asked for one must never run without.
+/// The host's user namespace may be asked for in so many words.
 fn user(field: &str, asked: v1::UserNamespace) -> Result<UserNamespace, Refused> {
     let mappings = (asked.uids.as_slice(), asked.gids.as_slice());
     match (mode(&format!("{field}.mode"), asked.mode)?, mappings) {
         (NamespaceMode::Node, ([], [])) => Ok(UserNamespace { node: true, ..UserNamespace::default() }),
         (NamespaceMode::Node, _) => Err(invalid(field, "mode NODE has no mappings")),
-        (NamespaceMode::Pod, ([_], [_])) => {
-            Err(Refused::NotBuilt { field: field.to_owned(), what: "user namespaces are" })
+        (NamespaceMode::Pod, ([uids], [gids])) => {
+            let (uids, gids) =
+                (mapping(&format!("{field}.uids"), uids)?, mapping(&format!("{field}.gids"), gids)?);
+            if uids.length != gids.length {
+                return Err(invalid(field, "as many uids as gids must be mapped"));
+            }
+            Ok(UserNamespace { uids, gids, node: false })
         }
         (NamespaceMode::Pod, _) => {
             Err(invalid(field, "mode POD needs exactly one mapping of uids and one of gids"))
         }
         _ => Err(invalid(format!("{field}.mode"), "can be POD or NODE")),
+    }
+}
+
+/// A mapping of the pod's. Root must have a number, and not that of the host's root.
+fn mapping(field: &str, asked: &v1::IdMapping) -> Result<IdMapping, Refused> {
+    if asked.container_id != 0 {
+        return Err(invalid(field, format!("container_id must be 0, not {}", asked.container_id)));
+    }
+    if asked.host_id == 0 {
+        return Err(invalid(field, "host_id must not be 0: the pod's root would be the host's"));
+    }
+    // 4294967295 is no id (setresuid(2)).
+    if asked.length == 0 || asked.host_id.checked_add(asked.length).is_none() {
+        let reason = format!("{} ids from {} on are no range of ids", asked.length, asked.host_id);
+        return Err(invalid(field, reason));
+    }
+    Ok(id_mapping(asked))
+}
+
+/// A range of ids as it stands.
+pub(super) fn id_mapping(asked: &v1::IdMapping) -> IdMapping {
+    IdMapping { host_id: asked.host_id, container_id: asked.container_id, length: asked.length }
+}
+
+/// The user namespace goes with namespaces that it can own.
+fn check_user(field: &str, namespaces: &Namespaces) -> Result<(), Refused> {
+    if namespaces.user.as_ref().is_none_or(|user| user.node) {
+        return Ok(());
+    }
+    let modes = [("network", namespaces.network), ("pid", namespaces.pid), ("ipc", namespaces.ipc)];
+    match modes.into_iter().find(|(_, mode)| *mode == NamespaceMode::Node) {
+        Some((name, _)) => {
+            let reason = format!("a pod with a user namespace of its own cannot have the host's {name}");
+            Err(invalid(format!("{field}.{name}"), reason))
+        }
+        None => Ok(()),
     }
 }
 
@@ -145,8 +187,29 @@ mod tests {
     }
 
     #[test]
-    fn a_user_namespace_is_refused_and_never_ignored() {
-        assert!(matches!(of_pod("o", user_option(0, 1, 1)), Err(Refused::NotBuilt { .. })));
+    fn a_user_namespace_maps_root_to_somebody_else() {
+        let good = user_option(0, 1, 1);
+        assert_eq!(echo(&of_pod("o", good.clone()).unwrap()), good, "a status repeats the request");
+        let with = |change: &dyn Fn(&mut v1::IdMapping)| {
+            let mut option = good.clone();
+            change(&mut option.userns_options.as_mut().unwrap().uids[0]);
+            option
+        };
+        for (bad, field) in [
+            (with(&|map| map.container_id = 1), "o.userns_options.uids"),
+            (with(&|map| map.host_id = 0), "o.userns_options.uids"),
+            (with(&|map| map.length = 0), "o.userns_options.uids"),
+            (with(&|map| map.host_id = u32::MAX), "o.userns_options.uids"),
+            (with(&|map| map.length = 10), "o.userns_options"),
+            (v1::NamespaceOption { network: 2, ..good.clone() }, "o.network"),
+            (v1::NamespaceOption { pid: 2, ..good.clone() }, "o.pid"),
+            (v1::NamespaceOption { ipc: 2, ..good.clone() }, "o.ipc"),
+        ] {
+            match of_pod("o", bad) {
+                Err(Refused::Invalid { field: named, .. }) => assert_eq!(named, field),
+                other => panic!("{field}: {other:?}"),
+            }
+        }
     }
 
     #[test]

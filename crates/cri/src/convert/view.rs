@@ -3,7 +3,7 @@
 use bowline_cri_proto::v1;
 use bowline_image::Images;
 use bowline_model::container::Life;
-use bowline_model::spec::PodMetadata;
+use bowline_model::spec::{Mount, PodMetadata};
 use bowline_pods::{ContainerView, PodView};
 
 use super::{image, mount, namespaces, resources, signal};
@@ -120,7 +120,12 @@ pub(crate) fn container_status(view: &ContainerView) -> v1::ContainerStatus {
         message,
         labels: spec.labels.clone(),
         annotations: spec.annotations.clone(),
-        mounts: spec.mounts.iter().map(mount::echo).collect(),
+        mounts: spec
+            .mounts
+            .iter()
+            .enumerate()
+            .map(|(index, asked)| shown_mount(view, index, asked))
+            .collect(),
         log_path: view.log_path.to_string(),
         resources: Some(v1::ContainerResources {
             linux: Some(resources::to_cri(&spec.resources)),
@@ -136,6 +141,18 @@ pub(crate) fn container_status(view: &ContainerView) -> v1::ContainerStatus {
         }),
         stop_signal: signal::to_cri(view.stop_signal),
     }
+}
+
+/// A mount as it was asked for; of an image, the id, by which the kubelet knows what is in use.
+fn shown_mount(view: &ContainerView, index: usize, asked: &Mount) -> v1::Mount {
+    let mut shown = mount::echo(asked);
+    let volume = view.image_volumes.iter().find(|volume| volume.mount == index);
+    if let (Some(volume), Some(image)) = (volume, &mut shown.image) {
+        image.image = volume.id.clone();
+        // What PullImage answered.
+        image.image_ref = volume.id.clone();
+    }
+    shown
 }
 
 /// Started, finished, exit code, reason, message.

@@ -46,6 +46,10 @@ impl Pod {
             mount_point: MOUNT_POINT,
             shared_mounts: false,
             tie_to_launcher: true,
+            user: self.surroundings.user.as_ref().map(|user| bowline_launch::UserSpace {
+                namespace: user.user.as_fd(),
+                first_uid: user.uids.outside,
+            }),
         }
     }
 
@@ -168,6 +172,13 @@ impl Control {
                 let file = container.log.take();
                 pod.log.send(Command::Add { key: container.slot, stdout: master, stderr: None, file });
             }
+            Ok(Report::Became(pid, pidfd)) => {
+                let container = &mut pod.containers[at];
+                (container.pid, container.pidfd) = (pid, pidfd);
+                if let Life::Launching { sync, .. } = &container.life {
+                    let _ = epoll::modify(&self.epoll, sync, Token::Child(pid as u32).data(), EventFlags::IN);
+                }
+            }
             // Nobody asks for a hold here.
             Ok(Report::Held) => {}
             Ok(Report::Running) => self.container_runs(at),
@@ -233,7 +244,8 @@ impl Control {
                 exec.terminal = Some(master);
                 return;
             }
-            Ok(Report::Held) => return,
+            // Only containers are born twice.
+            Ok(Report::Held | Report::Became(..)) => return,
             Ok(Report::Running) => Answer::Launched { pid: exec.pid, started_at: now() },
             Ok(Report::Failed(failure)) => Answer::Failed {
                 stage: failure.stage as u8,

@@ -135,11 +135,15 @@ impl Actor {
     /// Lets something happen to a container, and does what follows from it.
     pub(super) fn happen(&mut self, id: &ContainerId, event: Event) {
         let Some(container) = self.containers.get_mut(id) else { return };
+        // That it runs is safe with its monitor: the client need not wait until we have written it down too.
+        let started = matches!(event, Event::Started { .. });
+        let mut to_record = false;
         let Ok((life, effects)) = container.life.on(event) else { return };
         let changed = life != container.life;
         container.life = life;
         for effect in effects {
             match effect {
+                Effect::Record if started => to_record = true,
                 Effect::Record => self.record_container(id),
                 Effect::Launch => self.launch(id),
                 Effect::Signal => self.signal(id),
@@ -154,6 +158,19 @@ impl Actor {
         if changed {
             self.show_container(id);
             self.answer_ended(id);
+        }
+        if started {
+            self.answer_start(id, Ok(()));
+        }
+        if to_record {
+            self.record_container(id);
+        }
+    }
+
+    fn answer_start(&mut self, id: &ContainerId, answer: Result<(), PodError>) {
+        let Some(container) = self.containers.get_mut(id) else { return };
+        for reply in container.starting.drain(..) {
+            let _ = reply.send(answer.clone());
         }
     }
 
@@ -192,6 +209,7 @@ impl Actor {
             stop_signal: record.stop_signal,
             log_path: record.log_path.as_str().into(),
             notes: record.notes.as_slice().into(),
+            image_volumes: record.image_volumes.as_slice().into(),
         });
     }
 
@@ -229,7 +247,7 @@ impl Actor {
         let (record, shared) = (container.record.clone(), self.shared.clone());
         let (compiled, monitor) = (container.compiled.clone(), self.monitor.clone());
         let pids = pids(&self.spec, &container.spec);
-        let id = id.clone();
+        let (id, spec) = (id.clone(), self.spec.clone());
         self.tasks.spawn(async move {
             let result = async {
                 let failed = |error: PodError| {
@@ -247,7 +265,7 @@ impl Actor {
                 })?;
                 let compiled = match compiled {
                     Some(compiled) => compiled,
-                    None => recompile(&shared, &record).await.map_err(failed)?,
+                    None => recompile(&shared, spec, &record).await.map_err(failed)?,
                 };
                 start(shared, monitor, record, compiled, pids.map_err(failed)?).await
             };
@@ -256,23 +274,19 @@ impl Actor {
     }
 
     pub(super) fn started(&mut self, id: &ContainerId, result: Result<Started, (Exit, PodError)>) {
-        let answer = match result {
+        match result {
             Ok(started) => {
                 if let Some(container) = self.containers.get_mut(id) {
                     let compiled = container.compiled.take();
                     container.plan = compiled.map(|compiled| Arc::new(exec_base(&compiled.plan)));
                 }
                 self.happen(id, Event::Started { pid: started.pid, at: started.at });
-                Ok(())
+                self.answer_start(id, Ok(()));
             }
             Err((exit, error)) => {
                 self.happen(id, Event::StartFailed { exit });
-                Err(error)
+                self.answer_start(id, Err(error));
             }
-        };
-        let Some(container) = self.containers.get_mut(id) else { return };
-        for reply in container.starting.drain(..) {
-            let _ = reply.send(answer.clone());
         }
     }
 
@@ -380,7 +394,9 @@ impl Actor {
         let ran = !matches!(container.life, Life::Created);
         let (shared, monitor) = (self.shared.clone(), self.monitor.clone());
         let (record, id) = (container.record.clone(), id.clone());
-        let (images, image) = (self.shared.images.clone(), record.image.id.clone());
+        let images = self.shared.images.clone();
+        let volumes = record.image_volumes.iter().map(|volume| &volume.id);
+        let used: Vec<String> = std::iter::once(&record.image.id).chain(volumes).cloned().collect();
         let all_read = !self.shared.unreadable.load(std::sync::atomic::Ordering::Relaxed);
         self.tasks.spawn(async move {
             if let Some(monitor) = monitor.filter(|_| ran) {
@@ -394,13 +410,13 @@ impl Actor {
                     .store
                     .remove_container(&record.pod, &record.id)
                     .map_err(doing("remove the container's files"))?;
-                shared.images.release(&record.id.to_string());
+                crate::volumes::release(&shared, &record.id, &record.spec);
                 shared.usage.forget(&record.id);
                 Ok(())
             });
             let result = result.await;
             // The last use of an image that was removed meanwhile: its layers can go.
-            if result.is_ok() && images.resolve(&image).is_none() && all_read {
+            if result.is_ok() && used.iter().any(|image| images.resolve(image).is_none()) && all_read {
                 images.collect().await;
             }
             Done::Removed { id, result }
@@ -433,8 +449,9 @@ impl Actor {
             return;
         };
         let (path, id) = (container.record.log_path.clone(), id.clone());
+        let shared = self.shared.clone();
         self.tasks.spawn(async move {
-            let _ = reply.send(reopen(&monitor, &id, path).await);
+            let _ = reply.send(reopen(shared, &monitor, &id, path).await);
             Done::Nothing
         });
     }
@@ -453,7 +470,7 @@ impl Actor {
                 // Taken over from another daemon: the stored spec gives the same plan again.
                 let stored = self.shared.store.read_config(&container.record.pod, id);
                 let stored = stored.map_err(doing("read the container's spec"))?;
-                let compiled = crate::create::compile(&self.shared, &container.record, &stored)?;
+                let compiled = crate::create::compile(&self.shared, &self.spec, &container.record, &stored)?;
                 let plan = Arc::new(exec_base(&compiled.plan));
                 container.plan = Some(plan.clone());
                 plan
@@ -504,12 +521,16 @@ impl Actor {
     }
 }
 
-async fn recompile(shared: &Arc<Shared>, record: &ContainerRecord) -> Result<Arc<Compiled>, PodError> {
+async fn recompile(
+    shared: &Arc<Shared>,
+    spec: Arc<PodSpec>,
+    record: &ContainerRecord,
+) -> Result<Arc<Compiled>, PodError> {
     let (shared, record) = (shared.clone(), record.clone());
     blocking("compile the launch plan", move || {
         let stored =
             shared.store.read_config(&record.pod, &record.id).map_err(doing("read the container's spec"))?;
-        crate::create::compile(&shared, &record, &stored).map(Arc::new)
+        crate::create::compile(&shared, &spec, &record, &stored).map(Arc::new)
     })
     .await
 }
@@ -538,16 +559,17 @@ fn pids(pod: &PodSpec, spec: &ContainerSpec) -> Result<Pids, PodError> {
     }
 }
 
-async fn reopen(monitor: &Monitor, id: &ContainerId, path: String) -> Result<(), PodError> {
+async fn reopen(
+    shared: Arc<Shared>,
+    monitor: &Monitor,
+    id: &ContainerId,
+    path: String,
+) -> Result<(), PodError> {
     use std::os::fd::AsFd as _;
     if path.is_empty() {
         return Ok(());
     }
-    let what = format!("open the log {path}");
-    let log = blocking("open a log", move || {
-        crate::start::open_log(std::path::Path::new(&path)).map_err(doing(what))
-    })
-    .await?;
+    let log = blocking("open a log", move || crate::start::open_log(&shared, &path)).await?;
     let request = Request::ReopenLog { container: *id.as_bytes() };
     let answer = monitor.call(request, &[log.as_fd()]).await;
     match answer.map_err(doing("reopen the log"))?.0 {

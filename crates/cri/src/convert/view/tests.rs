@@ -53,6 +53,7 @@ pub(crate) fn a_container(byte: u8, life: Life) -> ContainerView {
         stop_signal: Signal::TERM,
         log_path: "/logs/c/0.log".into(),
         notes: Arc::new([]),
+        image_volumes: Arc::new([]),
     }
 }
 
