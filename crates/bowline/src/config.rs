@@ -8,10 +8,13 @@ mod error;
 
 use std::fs;
 use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use bowline_cni::DefaultNetwork;
+use bowline_streaming::{StreamingConfig, TlsFiles};
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
@@ -54,6 +57,8 @@ pub(crate) struct Settings {
     pub(crate) cdi: CdiSettings,
     /// Paths of the host.
     pub(crate) paths: PathSettings,
+    /// Exec, attach and port-forward.
+    pub(crate) streaming: StreamingSettings,
 }
 
 /// `[metrics]`.
@@ -92,7 +97,7 @@ impl Default for NetworkSettings {
         NetworkSettings {
             enable: false,
             // Of the private ranges, one that container tools and clouds do not hand out by default.
-            subnet: Ipv4Net::new_assert(std::net::Ipv4Addr::new(10, 213, 0, 0), 16),
+            subnet: Ipv4Net::new_assert(Ipv4Addr::new(10, 213, 0, 0), 16),
             subnet_v6: None,
             bridge: "bowline0".into(),
             data_dir: None,
@@ -139,6 +144,76 @@ pub(crate) struct ImageSettings {
     pub(crate) pinned: Vec<String>,
 }
 
+/// `[streaming]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct StreamingSettings {
+    pub(crate) address: IpAddr,
+    pub(crate) port: u16,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) tls_cert: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) tls_key: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) tls_client_ca: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) idle_timeout_seconds: Option<NonZeroU32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) max_duration_seconds: Option<NonZeroU32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) max_sessions: Option<NonZeroU32>,
+}
+
+impl Default for StreamingSettings {
+    fn default() -> Self {
+        StreamingSettings {
+            // The kubelet is on the same machine, and whoever has an address needs nothing else to use it.
+            address: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            port: 0,
+            tls_cert: None,
+            tls_key: None,
+            tls_client_ca: None,
+            idle_timeout_seconds: None,
+            max_duration_seconds: None,
+            max_sessions: None,
+        }
+    }
+}
+
+impl StreamingSettings {
+    fn config(&self) -> Result<StreamingConfig, ConfigError> {
+        if self.address.is_unspecified() {
+            let reason = format!("`{}` is every address; name one that the kubelet can reach", self.address);
+            return Err(ConfigError::value("streaming.address", reason));
+        }
+        let path =
+            |key, path: &Option<PathBuf>| path.clone().map(|path| absolute(key, Some(path), "")).transpose();
+        let certificate = path("streaming.tls_cert", &self.tls_cert)?;
+        let key = path("streaming.tls_key", &self.tls_key)?;
+        let client_authorities = path("streaming.tls_client_ca", &self.tls_client_ca)?;
+        let tls = match (certificate, key) {
+            (Some(certificate), Some(key)) => Some(TlsFiles { certificate, key, client_authorities }),
+            (None, None) if client_authorities.is_none() => None,
+            (Some(_), None) => {
+                return Err(ConfigError::value("streaming.tls_key", "missing beside tls_cert".into()));
+            }
+            _ => {
+                return Err(ConfigError::value(
+                    "streaming.tls_cert",
+                    "missing beside the other TLS files".into(),
+                ));
+            }
+        };
+        let seconds = |number: NonZeroU32| Duration::from_secs(number.get().into());
+        let mut config =
+            StreamingConfig { address: SocketAddr::new(self.address, self.port), tls, ..Default::default() };
+        config.idle = self.idle_timeout_seconds.map_or(config.idle, seconds);
+        config.longest = self.max_duration_seconds.map(seconds);
+        config.max_connections = self.max_sessions.map_or(config.max_connections, |most| most.get() as usize);
+        Ok(config)
+    }
+}
+
 /// What the command line says; it wins over files.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Flags {
@@ -159,6 +234,7 @@ pub(crate) struct Config {
     pub(crate) socket: PathBuf,
     pub(crate) monitor: PathBuf,
     pub(crate) default_network: Option<DefaultNetwork>,
+    pub(crate) streaming: StreamingConfig,
     /// All of them, for what needs no default of ours.
     pub(crate) settings: Settings,
 }
@@ -273,6 +349,7 @@ fn finish(settings: Settings) -> Result<Config, ConfigError> {
             None => default_monitor(),
         },
         default_network,
+        streaming: settings.streaming.config()?,
         root,
         state,
         settings,

@@ -16,6 +16,7 @@ use bowline_cri::ServerInfo;
 use bowline_image::{Images, ImagesConfig, Unpacker};
 use bowline_pods::{Pods, PodsConfig, chain};
 use bowline_store::{Store, StoreError};
+use bowline_streaming::{Streaming, StreamingError};
 use futures_util::Stream;
 use rustix::fs::Mode;
 use tokio::net::{UnixListener, UnixStream};
@@ -72,6 +73,8 @@ enum ServeError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Listen(#[from] ListenError),
+    #[error(transparent)]
+    Streaming(#[from] StreamingError),
     #[error("could not {doing}")]
     Failed { doing: &'static str, source: Box<dyn Error + Send + Sync> },
 }
@@ -86,7 +89,10 @@ impl ServeError {
             ServeError::StateInUse(_)
             | ServeError::Store(StoreError::InUse { .. })
             | ServeError::Listen(ListenError::InUse(_)) => ExitCode::from(3),
-            ServeError::Store(_) | ServeError::Listen(_) | ServeError::Failed { .. } => ExitCode::FAILURE,
+            ServeError::Store(_)
+            | ServeError::Listen(_)
+            | ServeError::Streaming(_)
+            | ServeError::Failed { .. } => ExitCode::FAILURE,
         }
     }
 }
@@ -155,6 +161,7 @@ async fn serve(config: Config) -> Result<(), ServeError> {
         .await
         .map_err(ServeError::failed("recover the pods"))?;
 
+    let streaming = Streaming::open(config.streaming.clone(), pods.clone()).await?;
     let socket = listen(&config.socket)?;
     let socket = UnixListener::from_std(socket).map_err(ServeError::failed("listen"))?;
     tokio::spawn(watch_network(cni));
@@ -167,16 +174,18 @@ async fn serve(config: Config) -> Result<(), ServeError> {
         version = env!("CARGO_PKG_VERSION"),
         root = %config.root.display(),
         listen = %config.socket.display(),
+        streaming = streaming.base(),
         pods = pods.views().pods().len(),
         millis = began.elapsed().as_millis() as u64,
         "serving"
     );
-    serve_until_signal(&config, pods, socket, signals).await
+    serve_until_signal(&config, pods, streaming, socket, signals).await
 }
 
 async fn serve_until_signal(
     config: &Config,
     pods: Pods,
+    streaming: Streaming,
     socket: UnixListener,
     mut signals: Signals,
 ) -> Result<(), ServeError> {
@@ -187,7 +196,7 @@ async fn serve_until_signal(
         }
         None => None,
     };
-    let (runtime, image) = bowline_cri::services(pods.clone(), server_info(config));
+    let (runtime, image) = bowline_cri::services(pods.clone(), streaming, server_info(config));
     let (stop, stopped) = oneshot::channel::<()>();
     let server = Server::builder()
         .add_service(runtime)

@@ -22,6 +22,8 @@ pub(crate) fn perform(name: &str, rest: &[&str]) -> Option<io::Result<()>> {
         ("count", [microseconds]) => count(microseconds),
         ("eat", [mebibytes]) => eat(mebibytes),
         ("burn", [milliseconds]) => burn(milliseconds),
+        ("copy", []) => io::copy(&mut io::stdin().lock(), &mut io::stdout()).map(drop),
+        ("await-window", [rows, columns]) => await_window(rows, columns),
         ("await-file", [path]) => await_file(path),
         ("hostname", [name]) => rustix::system::sethostname(name.as_bytes()).map_err(Into::into),
         _ => return None,
@@ -102,6 +104,23 @@ fn burn(milliseconds: &str) -> io::Result<()> {
     }
     say("burnt", milliseconds.as_bytes());
     Ok(())
+}
+
+/// Waits until the terminal has this size.
+fn await_window(rows: &str, columns: &str) -> io::Result<()> {
+    let (rows, columns) = (number(rows)?, number(columns)?);
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        let size = rustix::termios::tcgetwinsize(io::stdout())?;
+        if (usize::from(size.ws_row), usize::from(size.ws_col)) == (rows, columns) {
+            say("window", format!("{rows} {columns}").as_bytes());
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 fn await_file(path: &str) -> io::Result<()> {

@@ -15,6 +15,8 @@ pub(crate) fn perform(name: &str, rest: &[&str]) -> Option<io::Result<()>> {
     Some(match (name, rest) {
         ("serve", ["tcp", address, text]) => serve_tcp(address, text),
         ("serve", ["udp", address, text]) => serve_udp(address, text),
+        ("serve", ["http", address, text]) => serve_http(address, text),
+        ("serve", ["whole", address]) => serve_whole(address),
         ("ask", ["tcp", address]) => ask_tcp(address),
         ("ask", ["udp", address]) => ask_udp(address),
         ("raw-socket", []) => raw_socket(),
@@ -34,6 +36,48 @@ fn serve_tcp(address: &str, text: &str) -> io::Result<()> {
             std::thread::spawn(move || {
                 let from = stream.peer_addr().map(|from| from.to_string()).unwrap_or_default();
                 let _ = writeln!(stream, "{text} {from}");
+            });
+        }
+    });
+    say("serving", address.as_bytes());
+    Ok(())
+}
+
+/// Answers each request over HTTP with the text.
+fn serve_http(address: &str, text: &str) -> io::Result<()> {
+    let listener = TcpListener::bind(address)?;
+    let text = text.to_owned();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(mut stream) = stream else { continue };
+            let text = text.clone();
+            std::thread::spawn(move || {
+                let mut head = Vec::new();
+                let mut piece = [0; 1024];
+                while !head.ends_with(b"\r\n\r\n") {
+                    match stream.read(&mut piece) {
+                        Ok(length @ 1..) => head.extend_from_slice(&piece[..length]),
+                        _ => return,
+                    }
+                }
+                let length = text.len();
+                let _ = write!(stream, "HTTP/1.0 200 OK\r\nContent-Length: {length}\r\n\r\n{text}");
+            });
+        }
+    });
+    say("serving", address.as_bytes());
+    Ok(())
+}
+
+/// Answers each connection once all was said, with how much that was.
+fn serve_whole(address: &str) -> io::Result<()> {
+    let listener = TcpListener::bind(address)?;
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(mut stream) = stream else { continue };
+            std::thread::spawn(move || match io::copy(&mut stream, &mut io::sink()) {
+                Ok(length) => drop(write!(stream, "{length} bytes")),
+                Err(error) => say("broken-off", crate::errno_name(&error).as_bytes()),
             });
         }
     });

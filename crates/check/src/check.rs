@@ -35,6 +35,10 @@ mod seccomp;
 mod selinux;
 mod stats;
 mod stop;
+mod stream_attach;
+mod stream_exec;
+mod stream_ports;
+mod stream_url;
 mod sysctls;
 mod userns;
 mod verbose;
@@ -148,6 +152,10 @@ fn cases() -> Vec<&'static Case> {
         stats::CASES,
         metrics::CASES,
         events::CASES,
+        stream_exec::CASES,
+        stream_url::CASES,
+        stream_attach::CASES,
+        stream_ports::CASES,
         verbose::CASES,
         codes::CASES,
         restart::CASES,

@@ -57,6 +57,10 @@ pub enum ClientCommand {
     Logs(LogsArgs),
     /// Run a command in a container
     Exec(ExecArgs),
+    /// Take part in what a container's own process reads and writes
+    Attach(AttachArgs),
+    /// Reach ports of a pod from this machine
+    PortForward(PortForwardArgs),
     /// Show all about containers
     Inspect(InspectArgs),
     /// Show all about pods
@@ -347,23 +351,78 @@ pub struct LogsArgs {
     pub(crate) container: String,
 }
 
+/// How to speak to the streaming server.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Transport {
+    /// WebSocket, and SPDY where that is refused
+    #[default]
+    Auto,
+    /// WebSocket only
+    Websocket,
+    /// SPDY only
+    Spdy,
+}
+
+/// How to reach the streaming server.
+#[derive(Clone, Debug, Default, Args)]
+pub struct StreamArgs {
+    /// How to speak to the streaming server
+    #[arg(long, value_enum, default_value = "auto")]
+    pub(crate) transport: Transport,
+    /// Authorities of its certificate, if it has one [default: those of this machine]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tls_ca: Option<PathBuf>,
+}
+
 /// `exec`
 #[derive(Debug, Args)]
 pub struct ExecArgs {
-    /// Pass stdin on (not built yet)
-    #[arg(long, short)]
+    /// Pass stdin on
+    #[arg(long, short, conflicts_with = "kill_after")]
     pub(crate) interactive: bool,
-    /// With a terminal (not built yet)
-    #[arg(long, short)]
+    /// With a terminal
+    #[arg(long, short, conflicts_with = "kill_after")]
     pub(crate) tty: bool,
     /// Seconds until the command is killed [default: never]
     #[arg(long, default_value_t = 0, value_name = "SECONDS")]
     pub(crate) kill_after: i64,
+    #[command(flatten)]
+    pub(crate) stream: StreamArgs,
     /// Id, start of an id, or name
     pub(crate) container: String,
     /// What to run
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
     pub(crate) command: Vec<String>,
+}
+
+/// `attach`
+#[derive(Debug, Args)]
+pub struct AttachArgs {
+    /// Pass stdin on
+    #[arg(long, short)]
+    pub(crate) interactive: bool,
+    /// The container has a terminal: so has this
+    #[arg(long, short)]
+    pub(crate) tty: bool,
+    #[command(flatten)]
+    pub(crate) stream: StreamArgs,
+    /// Id, start of an id, or name
+    pub(crate) container: String,
+}
+
+/// `port-forward`
+#[derive(Debug, Args)]
+pub struct PortForwardArgs {
+    /// Where to listen; may be given several times [default: 127.0.0.1 and ::1]
+    #[arg(long, value_name = "IP")]
+    pub(crate) address: Vec<std::net::IpAddr>,
+    #[command(flatten)]
+    pub(crate) stream: StreamArgs,
+    /// The pod (id, start of an id, name or NAMESPACE/NAME)
+    pub(crate) pod: String,
+    /// Ports; an empty LOCAL, or 0: any that is free
+    #[arg(required = true, value_name = "[LOCAL:]REMOTE", value_parser = ports)]
+    pub(crate) ports: Vec<(u16, u16)>,
 }
 
 /// `inspect`, `inspectp`, `inspecti`
@@ -520,9 +579,35 @@ pub(crate) fn pair(text: &str) -> Result<(String, String), String> {
     }
 }
 
+/// `REMOTE`, `LOCAL:REMOTE` or `:REMOTE`: (local, remote).
+fn ports(text: &str) -> Result<(u16, u16), String> {
+    let number = |text: &str| text.parse::<u16>().map_err(|_| format!("`{text}` is no port"));
+    let (local, remote) = match text.split_once(':') {
+        Some(("", remote)) => (0, number(remote)?),
+        Some((local, remote)) => (number(local)?, number(remote)?),
+        None => (number(text)?, number(text)?),
+    };
+    if remote == 0 { Err("a remote port is 1 to 65535".to_owned()) } else { Ok((local, remote)) }
+}
+
 fn seconds(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(seconds) if seconds > 0.0 && seconds <= 1e9 => Ok(seconds),
         _ => Err("expected a number of seconds above 0".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_to_forward() {
+        assert_eq!(ports("80"), Ok((80, 80)));
+        assert_eq!(ports("8080:80"), Ok((8080, 80)));
+        assert_eq!(ports(":80"), Ok((0, 80)));
+        for bad in ["", "0", "80:", "a:80", "80:70000", "1:2:3"] {
+            assert!(ports(bad).is_err(), "{bad}");
+        }
     }
 }

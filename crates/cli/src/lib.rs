@@ -30,12 +30,14 @@ mod info;
 mod logs;
 mod ops;
 mod pods;
+mod port_forward;
 mod pull;
 mod reflect;
 mod render;
 mod run;
 mod select;
 mod stats;
+mod stream;
 mod top;
 
 use std::process::ExitCode;
@@ -108,6 +110,8 @@ async fn dispatch(args: ClientArgs) -> Done {
         ClientCommand::Rm(args) => containers::remove(&client, &args).await,
         ClientCommand::Inspect(args) => containers::inspect(&client, &args).await,
         ClientCommand::Exec(args) => exec::exec(&client, args).await,
+        ClientCommand::Attach(args) => exec::attach(&client, args).await,
+        ClientCommand::PortForward(args) => port_forward::port_forward(&client, args).await,
         ClientCommand::Logs(args) => logs::logs(&client, &args).await,
         ClientCommand::Stats(args) => stats::stats(&client, &args).await,
         ClientCommand::Top(args) => top::top(&client, &args).await,

@@ -24,7 +24,8 @@ pub(crate) async fn exec_sync(
     Ok(fitting(answer, MAX_MESSAGE))
 }
 
-fn check_command(cmd: &[String]) -> Result<(), Refused> {
+/// A command names a program and holds no NUL.
+pub(crate) fn check_command(cmd: &[String]) -> Result<(), Refused> {
     if cmd.first().is_none_or(String::is_empty) {
         return Err(invalid("cmd", "must name a program"));
     }

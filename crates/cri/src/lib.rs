@@ -41,6 +41,7 @@ mod run_pod_sandbox;
 mod runtime;
 mod status;
 mod stop_container;
+mod stream;
 mod update_container_resources;
 mod update_pod_sandbox_resources;
 
@@ -50,6 +51,7 @@ use std::sync::Arc;
 use bowline_cri_proto::v1::image_service_server::ImageServiceServer;
 use bowline_cri_proto::v1::runtime_service_server::RuntimeServiceServer;
 use bowline_pods::Pods;
+use bowline_streaming::Streaming;
 
 pub use image::ImageCalls;
 pub use prometheus::Exporter;
@@ -75,10 +77,11 @@ pub struct ServerInfo {
 /// The two services of CRI. They share a socket but each works alone, for a kubelet may be given two endpoints.
 pub fn services(
     pods: Pods,
+    streaming: Streaming,
     info: ServerInfo,
 ) -> (RuntimeServiceServer<RuntimeCalls>, ImageServiceServer<ImageCalls>) {
     let images = pods.images().clone();
-    let runtime = RuntimeServiceServer::new(RuntimeCalls { pods, info: Arc::new(info) });
+    let runtime = RuntimeServiceServer::new(RuntimeCalls { pods, streaming, info: Arc::new(info) });
     let images = ImageServiceServer::new(ImageCalls { images });
     (
         runtime.max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE),

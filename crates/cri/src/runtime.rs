@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bowline_cri_proto::v1;
 use bowline_cri_proto::v1::runtime_service_server::RuntimeService;
 use bowline_pods::Pods;
+use bowline_streaming::Streaming;
 use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
 
@@ -25,11 +26,12 @@ use crate::status::status;
 use crate::stop_container::stop_container;
 use crate::update_container_resources::update_container_resources;
 use crate::update_pod_sandbox_resources::update_pod_sandbox_resources;
-use crate::{ServerInfo, codes, find};
+use crate::{ServerInfo, codes, find, stream};
 
 /// The calls of RuntimeService.
 pub struct RuntimeCalls {
     pub(crate) pods: Pods,
+    pub(crate) streaming: Streaming,
     pub(crate) info: Arc<ServerInfo>,
 }
 
@@ -222,6 +224,24 @@ impl RuntimeService for RuntimeCalls {
 
     async fn exec_sync(&self, request: Request<v1::ExecSyncRequest>) -> Answer<v1::ExecSyncResponse> {
         answer("ExecSync", exec_sync(&self.pods, request.into_inner())).await
+    }
+
+    async fn exec(&self, request: Request<v1::ExecRequest>) -> Answer<v1::ExecResponse> {
+        answer("Exec", async { stream::exec(&self.pods, &self.streaming, request.into_inner()) }).await
+    }
+
+    async fn attach(&self, request: Request<v1::AttachRequest>) -> Answer<v1::AttachResponse> {
+        answer("Attach", async { stream::attach(&self.pods, &self.streaming, &request.into_inner()) }).await
+    }
+
+    async fn port_forward(
+        &self,
+        request: Request<v1::PortForwardRequest>,
+    ) -> Answer<v1::PortForwardResponse> {
+        answer("PortForward", async {
+            stream::port_forward(&self.pods, &self.streaming, &request.into_inner())
+        })
+        .await
     }
 
     async fn container_stats(

@@ -96,9 +96,20 @@ wire_enum! {
         },
         /// Kills what is left and ends the monitor; the reply comes before the end.
         Shutdown = 10,
+        /// Copies a running container's output to pipes and gives access to its input. Descriptors: the write ends of
+        /// the life line, and of standard output and error as far as flagged. Answered with [`Answer::Attached`].
+        Attach = 11 {
+            /// What of which.
+            attach: Attach,
+        },
         /// Answered with [`Answer::Done`] and two descriptors: the pod's user namespace and the network namespace that it
         /// owns. Refused for pods without one.
         Namespaces = 12,
+        /// Ends a container's standard input: the monitor's end of its pipe is closed. Nothing with a terminal.
+        CloseStdin = 13 {
+            /// Which.
+            container: Id,
+        },
     }
 }
 
@@ -221,6 +232,27 @@ wire_struct! {
     }
 }
 
+wire_struct! {
+    /// Somebody who watches a container.
+    ///
+    /// The life line is a pipe that carries nothing. Its end tells the daemon that the container has ended; one byte
+    /// before it, that the attachment was dropped because its pipes were not read. When the daemon closes it, the
+    /// attachment is over.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub struct Attach {
+        /// Which container.
+        pub container: Id,
+        /// Access to its input is wanted.
+        pub stdin: bool,
+        /// Standard output (or what is on the terminal) is to be copied.
+        pub stdout: bool,
+        /// Standard error is to be copied.
+        pub stderr: bool,
+        /// With `stdin` and no terminal: nobody else gets the input, and it ends with this attachment.
+        pub once: bool,
+    }
+}
+
 wire_enum! {
     /// What a monitor says.
     #[derive(Debug, Clone, PartialEq, Eq)]
@@ -280,6 +312,14 @@ wire_enum! {
         Refused = 5 {
             /// Why.
             why: Refusal,
+        },
+        /// To [`Request::Attach`]: from here on output is copied. Descriptor, if there is one: the container's
+        /// terminal, or the write end of its standard input.
+        Attached = 6 {
+            /// A descriptor comes along, to write input to.
+            input: bool,
+            /// It is a terminal.
+            terminal: bool,
         },
     }
 }

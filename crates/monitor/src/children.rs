@@ -65,8 +65,22 @@ pub struct Container {
     pub log: Option<OwnedFd>,
     /// Our end of its standard input, kept so that it does not end.
     pub stdin: Option<OwnedFd>,
+    /// The attachment that has its standard input to itself, and with which that ends.
+    pub input_of: Option<crate::attach::Number>,
     /// Our end of its terminal, for its size.
     pub terminal: Option<OwnedFd>,
+}
+
+/// Who waits for an attachment.
+pub struct Attaching {
+    /// Its number.
+    pub number: crate::attach::Number,
+    /// In which container.
+    pub container: Id,
+    /// It wants the input.
+    pub stdin: bool,
+    /// Who asked.
+    pub waiting: Waiting,
 }
 
 impl Container {

@@ -13,6 +13,7 @@ use crate::log::LogThread;
 use crate::peers::{PeerId, Peers};
 use crate::setup::{self, Surroundings};
 
+mod attach;
 mod exit;
 mod start;
 
@@ -75,6 +76,9 @@ pub(crate) struct Pod {
     execs: Vec<Exec>,
     /// Who waits for a log to be exchanged, in order.
     reopening: Vec<(crate::log::Key, crate::children::Waiting)>,
+    /// Who waits for an attachment.
+    attaching: Vec<crate::children::Attaching>,
+    next_attachment: crate::attach::Number,
 }
 
 impl Control {
@@ -184,6 +188,8 @@ impl Control {
             Request::Kill { container, signal, everyone } => Some(self.kill(&container, signal, everyone)),
             Request::KillExec { exec } => Some(self.kill_exec(exec)),
             Request::ReopenLog { container } => self.reopen_log(peer, operation, &container, descriptors),
+            Request::Attach { attach } => self.attach(peer, operation, &attach, descriptors),
+            Request::CloseStdin { container } => Some(self.close_stdin(&container)),
             Request::State => Some(self.state()),
             Request::Namespaces => self.namespaces(peer, operation),
             Request::Forget { container } => Some(self.forget(&container)),
@@ -214,6 +220,8 @@ impl Control {
                 containers: Vec::new(),
                 execs: Vec::new(),
                 reopening: Vec::new(),
+                attaching: Vec::new(),
+                next_attachment: 1,
             })
         });
         match built {

@@ -5,6 +5,9 @@
 //! container's pipes are left alone, and the write is tried again every [`RETRY`]: output is never dropped, the
 //! container waits. The lock of the command queue is held for a push or a swap only.
 //!
+//! What is read is also copied to whoever watches the container (`attach.rs`); while a watcher has not taken it, the
+//! pipes are left alone as well.
+//!
 //! Limits: one record of 16 KiB pending per stream, one read of [`CHUNK`] bytes unwritten per container.
 
 use std::collections::VecDeque;
@@ -17,6 +20,7 @@ use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::event::{EventfdFlags, Timespec, eventfd};
 use rustix::io::Errno;
 
+use crate::attach::{self, Attachments, Ends};
 use crate::record::{Splitter, Stamper, now};
 
 /// Bytes read at once: the default size of a pipe.
@@ -62,6 +66,15 @@ pub enum Command {
         /// Whose.
         key: Key,
     },
+    /// Copy the output to these pipes as well; answered.
+    Attach {
+        /// Whose.
+        key: Key,
+        /// Names the attachment.
+        number: attach::Number,
+        /// Where to.
+        ends: Ends,
+    },
 }
 
 /// What the control thread hears.
@@ -71,6 +84,12 @@ pub enum Done {
     Reopened(Key),
     /// The log is complete.
     Drained(Key),
+    /// From here on output is copied.
+    Attached(attach::Number),
+    /// There are too many attachments already.
+    TooMany(attach::Number),
+    /// An attachment is over.
+    Left(Key, attach::Number),
 }
 
 struct Shared {
@@ -130,6 +149,8 @@ struct Container {
     /// Records that the file has not taken yet.
     unwritten: Vec<u8>,
     drain_until: Option<Instant>,
+    /// Its pipes are watched.
+    watched: bool,
     /// The end of the drain was told although the log was not complete.
     told: bool,
 }
@@ -138,6 +159,7 @@ struct Worker {
     shared: Arc<Shared>,
     epoll: OwnedFd,
     containers: Vec<Container>,
+    attachments: Attachments,
     stamper: Stamper,
     buffer: Vec<u8>,
 }
@@ -149,7 +171,14 @@ impl Worker {
     fn new(shared: Arc<Shared>) -> io::Result<Worker> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         epoll::add(&epoll, &shared.wake_log, EventData::new_u64(WAKE), EventFlags::IN)?;
-        Ok(Worker { shared, epoll, containers: Vec::new(), stamper: Stamper::default(), buffer: Vec::new() })
+        Ok(Worker {
+            shared,
+            epoll,
+            containers: Vec::new(),
+            attachments: Attachments::default(),
+            stamper: Stamper::default(),
+            buffer: Vec::new(),
+        })
     }
 
     fn run(mut self) {
@@ -165,18 +194,27 @@ impl Worker {
             for event in &events {
                 match event.data.u64() {
                     WAKE => self.obey(),
+                    data if data & attach::MARK != 0 => {
+                        self.attachments.happened(&self.epoll, data, event.flags);
+                    }
                     data => self.read((data >> 1) as Key, (data & 1) as usize),
                 }
             }
+            self.let_go();
             self.retry();
             self.finish_drains();
+            // Whoever held a container back does so no more.
+            if self.let_go() {
+                self.retry();
+            }
         }
     }
 
     fn timeout(&self) -> Option<Timespec> {
         let stuck = self.containers.iter().any(|container| !container.unwritten.is_empty());
         let draining = self.containers.iter().filter_map(|container| container.drain_until).min();
-        let until_drain = draining.map(|until| until.saturating_duration_since(Instant::now()));
+        let until = draining.into_iter().chain(self.attachments.deadline()).min();
+        let until_drain = until.map(|until| until.saturating_duration_since(Instant::now()));
         let wait = match (stuck, until_drain) {
             (true, Some(drain)) => Some(drain.min(RETRY)),
             (true, None) => Some(RETRY),
@@ -201,7 +239,18 @@ impl Worker {
                     self.answer(Done::Reopened(key));
                 }
                 Command::Drain { key } => self.drain(key),
-                Command::Remove { key } => self.containers.retain(|container| container.key != key),
+                Command::Remove { key } => {
+                    self.containers.retain(|container| container.key != key);
+                    self.attachments.end(key);
+                }
+                Command::Attach { key, number, ends } => {
+                    let taken = self.attachments.add(&self.epoll, key, number, ends);
+                    // One whose container has just ended sees the end at once.
+                    if !self.containers.iter().any(|container| container.key == key && !container.told) {
+                        self.attachments.end(key);
+                    }
+                    self.answer(if taken { Done::Attached(number) } else { Done::TooMany(number) });
+                }
             }
         }
     }
@@ -221,6 +270,7 @@ impl Worker {
             file,
             unwritten: Vec::new(),
             drain_until: None,
+            watched: true,
             told: false,
         });
     }
@@ -233,8 +283,16 @@ impl Worker {
         self.containers[at].drain_until = Some(Instant::now() + DRAIN_LIMIT);
         for index in 0..2 {
             // What is in the pipe now is read now; the end of the stream usually comes with it.
-            while self.containers[at].unwritten.is_empty() && self.read_once(at, index) {}
+            while self.may_read(at) && self.read_once(at, index) {}
         }
+    }
+
+    /// Whether there is room for more output. Once the container has ended, its watchers wait for what is left and the
+    /// log waits for no watcher.
+    fn may_read(&self, at: usize) -> bool {
+        let container = &self.containers[at];
+        container.unwritten.is_empty()
+            && (container.drain_until.is_some() || !self.attachments.holds_back(container.key))
     }
 
     fn read(&mut self, key: Key, index: usize) {
@@ -245,16 +303,17 @@ impl Worker {
 
     /// Reads one chunk and writes its records. True if there may be more.
     fn read_once(&mut self, at: usize, index: usize) -> bool {
-        let container = &mut self.containers[at];
-        if !container.unwritten.is_empty() {
+        if !self.may_read(at) {
             return false;
         }
+        let container = &mut self.containers[at];
         let Some(stream) = &mut container.streams[index] else { return false };
         self.buffer.resize(CHUNK, 0);
         let time = now();
         let more = match rustix::io::read(&stream.fd, &mut self.buffer[..]) {
             Ok(0) => false,
             Ok(len) => {
+                self.attachments.copy(&self.epoll, container.key, index, &self.buffer[..len]);
                 if container.file.is_some() {
                     stream.splitter.feed(
                         &self.buffer[..len],
@@ -275,17 +334,22 @@ impl Worker {
             }
             let _ = epoll::delete(&self.epoll, &stream.fd);
             container.streams[index] = None;
+            self.attachments.end_stream(container.key, index);
         }
         container.write();
-        if !container.unwritten.is_empty() {
+        if !self.may_read(at) {
             self.watch(at, false);
         }
         more
     }
 
     /// Stops or resumes reading a container's pipes.
-    fn watch(&self, at: usize, on: bool) {
-        let container = &self.containers[at];
+    fn watch(&mut self, at: usize, on: bool) {
+        let container = &mut self.containers[at];
+        if container.watched == on {
+            return;
+        }
+        container.watched = on;
         for (index, stream) in container.streams.iter().enumerate() {
             let Some(stream) = stream else { continue };
             let data = EventData::new_u64(u64::from(container.key) << 1 | index as u64);
@@ -300,19 +364,29 @@ impl Worker {
 
     fn retry(&mut self) {
         for at in 0..self.containers.len() {
-            if self.containers[at].unwritten.is_empty() {
+            if self.containers[at].watched {
                 continue;
             }
-            self.containers[at].write();
-            if self.containers[at].unwritten.is_empty() {
+            if !self.containers[at].unwritten.is_empty() {
+                self.containers[at].write();
+            }
+            if self.may_read(at) {
                 self.watch(at, true);
                 if self.containers[at].drain_until.is_some() {
                     for index in 0..2 {
-                        while self.containers[at].unwritten.is_empty() && self.read_once(at, index) {}
+                        while self.may_read(at) && self.read_once(at, index) {}
                     }
                 }
             }
         }
+    }
+
+    fn let_go(&mut self) -> bool {
+        let left = self.attachments.let_go();
+        for (key, number) in &left {
+            self.answer(Done::Left(*key, *number));
+        }
+        !left.is_empty()
     }
 
     fn finish_drains(&mut self) {
@@ -324,6 +398,7 @@ impl Worker {
             match container.drain_until {
                 Some(_) if complete => {
                     self.containers.swap_remove(at);
+                    self.attachments.end(key);
                     self.answer(Done::Drained(key));
                     continue;
                 }
@@ -356,6 +431,7 @@ impl Worker {
         container.told = true;
         container.write();
         let key = container.key;
+        self.attachments.end(key);
         self.answer(Done::Drained(key));
     }
 

@@ -19,6 +19,7 @@
 //!
 //! No async runtime, no JSON: this is the part of Bowline that costs memory for every pod.
 
+mod attach;
 mod children;
 mod control;
 mod exits;

@@ -19,6 +19,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use crate::connect::Network;
 use crate::create::{Made, Order};
 use crate::error::doing;
 use crate::events::PodEventKind;
@@ -67,6 +68,9 @@ pub(crate) enum Command {
     Exec {
         id: ContainerId,
         reply: Reply<Ticket>,
+    },
+    Network {
+        reply: Reply<Network>,
     },
     Update {
         id: ContainerId,
@@ -304,6 +308,7 @@ impl Actor {
             Command::Remove { id, reply } => self.remove(&id, reply),
             Command::ReopenLog { id, reply } => self.reopen_log(&id, reply),
             Command::Exec { id, reply } => drop(reply.send(self.ticket(&id))),
+            Command::Network { reply } => drop(reply.send(self.network())),
             Command::Update { id, resources, reply } => self.update(&id, *resources, reply),
             Command::UpdatePod { overhead, sum, reply } => self.update_pod(overhead, sum, reply),
             Command::StopPod { reply } => self.stop_pod(reply),

@@ -1,4 +1,4 @@
-//! ExecSync: a command in a running container, its output in memory.
+//! Commands in running containers: with their output in memory (ExecSync), or with their streams in the caller's hands.
 
 use std::ffi::CString;
 use std::io;
@@ -22,6 +22,9 @@ const MAX_OUTPUT: usize = 16 << 20;
 /// How long a killed command may take to be reaped.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
 
+/// How long a command whose client is gone may take to notice.
+const HANG_UP: Duration = Duration::from_secs(2);
+
 /// What a command left.
 #[derive(Debug, Default)]
 pub struct ExecOutput {
@@ -40,20 +43,100 @@ pub(crate) struct Ticket {
     pub monitor: Arc<Monitor>,
 }
 
+/// A command that is to run beside whoever asked for it.
+#[derive(Debug, Clone, Default)]
+pub struct ExecCall {
+    /// Program and arguments.
+    pub command: Vec<String>,
+    /// With a terminal: input and output are one.
+    pub terminal: bool,
+    /// Standard input is wanted.
+    pub stdin: bool,
+    /// Standard output is wanted.
+    pub stdout: bool,
+    /// Standard error is wanted; there is none with a terminal.
+    pub stderr: bool,
+}
+
+/// Our ends of a process' streams. Dropping them is what hanging up is.
+#[derive(Debug, Default)]
+pub struct Streams {
+    /// To write its input to.
+    pub stdin: Option<OwnedFd>,
+    /// To read its output from.
+    pub stdout: Option<OwnedFd>,
+    /// To read its error output from.
+    pub stderr: Option<OwnedFd>,
+    /// Instead of all of these: its terminal.
+    pub terminal: Option<OwnedFd>,
+}
+
+/// A command that runs. Dropped before its end, it has a moment to see that its streams are gone (and the hang-up of
+/// its terminal), and is killed.
+pub struct Running {
+    /// Its streams, to be taken.
+    pub streams: Streams,
+    monitor: Arc<Monitor>,
+    operation: u64,
+    exited: Option<oneshot::Receiver<i32>>,
+}
+
+impl Running {
+    /// Waits for its end: exit code, or 128 and the number of the signal.
+    pub async fn exited(&mut self) -> Result<i32, PodError> {
+        let lost = || doing("run the command")(MonitorError::Lost);
+        let code = self.exited.as_mut().ok_or_else(lost)?.await;
+        self.exited = None;
+        code.map_err(|_| lost())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let Some(exited) = self.exited.take() else { return };
+        let (monitor, operation) = (self.monitor.clone(), self.operation);
+        drop(std::mem::take(&mut self.streams));
+        tokio::spawn(async move {
+            if tokio::time::timeout(HANG_UP, exited).await.is_err() {
+                monitor.forget_exec(operation);
+                let _ = monitor.call(Request::KillExec { exec: operation }, &[]).await;
+            }
+        });
+    }
+}
+
+/// Starts a command.
+pub(crate) async fn exec(ticket: Ticket, call: ExecCall) -> Result<Running, PodError> {
+    let plan = plan(&ticket, call.command, call.terminal)?;
+    let wanted = match call.terminal {
+        true => [false; 3],
+        false => [call.stdin, call.stdout, call.stderr],
+    };
+    let (operation, reply, exited, streams) = launch(&ticket, &plan, wanted)?;
+    // From here on whoever goes away leaves no command behind.
+    let mut running = Running { streams, monitor: ticket.monitor.clone(), operation, exited: Some(exited) };
+    match launched(&plan, reply).await {
+        Ok(terminal) => running.streams.terminal = terminal,
+        Err(error) => {
+            running.exited = None;
+            ticket.monitor.forget_exec(operation);
+            return Err(error);
+        }
+    }
+    Ok(running)
+}
+
 /// Runs a command to its end.
 pub(crate) async fn exec_sync(
     ticket: Ticket,
     command: Vec<String>,
     timeout: Option<Duration>,
 ) -> Result<ExecOutput, PodError> {
-    let argv = command.into_iter().map(CString::new).collect::<Result<Vec<_>, _>>();
-    let argv = argv.map_err(|_| PodError::Invalid("cmd: an argument has a NUL inside".into()))?;
-    let plan = bowline_plan::exec_plan(&ticket.plan, &ExecRequest { argv, ..ExecRequest::default() });
-    let plan = plan.map_err(|error| PodError::Invalid(error.to_string()))?;
-    let (operation, reply, exited, stdout, stderr) = launch(&ticket, &plan)?;
+    let plan = plan(&ticket, command, false)?;
+    let (operation, reply, exited, streams) = launch(&ticket, &plan, [false, true, true])?;
     // Whoever stops waiting, by a timeout or by going away, leaves no command behind.
     let mut guard = Guard { monitor: ticket.monitor.clone(), operation, armed: true };
-    let run = finish(&plan, reply, exited, stdout, stderr);
+    let run = finish(&plan, reply, exited, streams);
     let result = match timeout {
         None => run.await,
         Some(limit) => match tokio::time::timeout(limit, run).await {
@@ -71,42 +154,67 @@ pub(crate) async fn exec_sync(
     result
 }
 
-type Pieces = (u64, oneshot::Receiver<(Answer, Vec<OwnedFd>)>, oneshot::Receiver<i32>, OwnedFd, OwnedFd);
+fn plan(ticket: &Ticket, command: Vec<String>, terminal: bool) -> Result<LaunchPlan, PodError> {
+    let argv = command.into_iter().map(CString::new).collect::<Result<Vec<_>, _>>();
+    let argv = argv.map_err(|_| PodError::Invalid("cmd: an argument has a NUL inside".into()))?;
+    let request = ExecRequest { argv, terminal, ..ExecRequest::default() };
+    bowline_plan::exec_plan(&ticket.plan, &request).map_err(|error| PodError::Invalid(error.to_string()))
+}
 
-fn launch(ticket: &Ticket, plan: &LaunchPlan) -> Result<Pieces, PodError> {
-    let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(io::Error::from);
-    let (out_read, out_write) = pipe().map_err(doing("open a pipe"))?;
-    let (err_read, err_write) = pipe().map_err(doing("open a pipe"))?;
+type Reply = oneshot::Receiver<(Answer, Vec<OwnedFd>)>;
+type Pieces = (u64, Reply, oneshot::Receiver<i32>, Streams);
+
+/// Asks for the command, with pipes for the wanted of its three streams.
+fn launch(ticket: &Ticket, plan: &LaunchPlan, wanted: [bool; 3]) -> Result<Pieces, PodError> {
+    let pipe = |wanted: bool| match wanted {
+        true => rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map(Some),
+        false => Ok(None),
+    };
+    let pipes = [pipe(wanted[0]), pipe(wanted[1]), pipe(wanted[2])];
+    let [stdin, stdout, stderr] = pipes.map(|pipe| pipe.map(Option::unzip).map_err(io::Error::from));
+    let (in_read, in_write) = stdin.map_err(doing("open a pipe"))?;
+    let (out_read, out_write) = stdout.map_err(doing("open a pipe"))?;
+    let (err_read, err_write) = stderr.map_err(doing("open a pipe"))?;
     let memory = sealed(&plan.encode()).map_err(doing("seal the launch plan"))?;
-    let exec = Exec { container: *ticket.container.as_bytes(), stdin: false, stdout: true, stderr: true };
-    let descriptors = [memory.as_fd(), out_write.as_fd(), err_write.as_fd()];
+    let [stdin, stdout, stderr] = wanted;
+    let exec = Exec { container: *ticket.container.as_bytes(), stdin, stdout, stderr };
+    let theirs = [&in_read, &out_write, &err_write].into_iter().flatten();
+    let descriptors: Vec<_> = std::iter::once(&memory).chain(theirs).map(|fd| fd.as_fd()).collect();
     let sent = ticket.monitor.exec(Request::Exec { exec }, &descriptors);
     let (operation, reply, exited) = sent.map_err(doing("run the command"))?;
-    Ok((operation, reply, exited, out_read, err_read))
+    let streams = Streams { stdin: in_write, stdout: out_read, stderr: err_read, terminal: None };
+    Ok((operation, reply, exited, streams))
+}
+
+/// Waits until the program runs; its terminal, if it has one.
+async fn launched(plan: &LaunchPlan, reply: Reply) -> Result<Option<OwnedFd>, PodError> {
+    use bowline_monitor_proto::Refusal;
+    let (answer, descriptors) = reply.await.map_err(|_| doing("run the command")(MonitorError::Lost))?;
+    match answer {
+        Answer::Launched { .. } => Ok(descriptors.into_iter().next()),
+        Answer::Failed { stage, detail, errno, text } => {
+            Err(crate::start::launch_error(plan, stage, detail, errno, &text))
+        }
+        Answer::Refused { why: Refusal::NotRunning | Refusal::Unknown } => {
+            Err(PodError::State("the container is not running".into()))
+        }
+        Answer::Refused { why: Refusal::Full } => {
+            Err(PodError::Full("the pod has too many commands running in it; try again later".into()))
+        }
+        other => Err(PodError::failed("run the command", format!("the monitor answered {other:?}"))),
+    }
 }
 
 async fn finish(
     plan: &LaunchPlan,
-    reply: oneshot::Receiver<(Answer, Vec<OwnedFd>)>,
+    reply: Reply,
     mut exited: oneshot::Receiver<i32>,
-    stdout: OwnedFd,
-    stderr: OwnedFd,
+    streams: Streams,
 ) -> Result<ExecOutput, PodError> {
     let lost = || doing("run the command")(MonitorError::Lost);
-    let mut stdout = Capture::new(stdout).map_err(doing("read the command's output"))?;
-    let mut stderr = Capture::new(stderr).map_err(doing("read the command's output"))?;
-    match reply.await.map_err(|_| lost())?.0 {
-        Answer::Launched { .. } => {}
-        Answer::Failed { stage, detail, errno, text } => {
-            return Err(crate::start::launch_error(plan, stage, detail, errno, &text));
-        }
-        Answer::Refused {
-            why: bowline_monitor_proto::Refusal::NotRunning | bowline_monitor_proto::Refusal::Unknown,
-        } => {
-            return Err(PodError::State("the container is not running".into()));
-        }
-        other => return Err(PodError::failed("run the command", format!("the monitor answered {other:?}"))),
-    }
+    let mut stdout = Capture::new(streams.stdout).map_err(doing("read the command's output"))?;
+    let mut stderr = Capture::new(streams.stderr).map_err(doing("read the command's output"))?;
+    launched(plan, reply).await?;
     let code = loop {
         tokio::select! {
             code = &mut exited => break code.map_err(|_| lost())?,
@@ -152,7 +260,8 @@ struct Capture {
 }
 
 impl Capture {
-    fn new(pipe: OwnedFd) -> io::Result<Capture> {
+    fn new(pipe: Option<OwnedFd>) -> io::Result<Capture> {
+        let pipe = pipe.ok_or(io::ErrorKind::NotFound)?;
         Ok(Capture { pipe: Receiver::from_owned_fd(pipe)?, bytes: Vec::new(), ended: false })
     }
 

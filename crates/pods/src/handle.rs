@@ -12,16 +12,18 @@ use bowline_store::Store;
 use tokio::sync::oneshot;
 
 use crate::actor::{self, ActorHandle, Command};
+use crate::attach::{AttachCall, Attached, attach};
+use crate::connect::{Connection, connect};
 use crate::error::doing;
 use crate::events::Subscription;
-use crate::exec::{ExecOutput, exec_sync};
+use crate::exec::{ExecCall, ExecOutput, Running, exec, exec_sync};
 use crate::host::Host;
 use crate::monitor::Program;
 use crate::operations::{Operation, Timing};
 use crate::shared::{Shared, blocking, now, random_id};
 use crate::stats::{self, PodFigures, PodStats, Sources, Stats};
 use crate::view::{ContainerView, PodView, Views};
-use crate::{PodError, base, recover};
+use crate::{PodError, base, files, recover};
 
 /// How pods are set up.
 #[derive(Debug, Clone)]
@@ -253,6 +255,32 @@ impl Pods {
         // The command line may hold secrets; the container is enough.
         let _stay = self.0.operations.begin("ExecSync", id, "");
         exec_sync(ticket, command, timeout).await
+    }
+
+    /// Starts a command in a running container, its streams in the caller's hands.
+    pub async fn exec(&self, id: &ContainerId, call: ExecCall) -> Result<Running, PodError> {
+        let actor = self.actor_of(id)?;
+        let ticket = ask(&actor, |reply| Command::Exec { id: id.clone(), reply }).await?;
+        exec(ticket, call).await
+    }
+
+    /// Watches a running container.
+    pub async fn attach(&self, id: &ContainerId, call: AttachCall) -> Result<Attached, PodError> {
+        let view = self.0.views.container(&id.to_string())?;
+        let actor = self.actor_of(id)?;
+        let ticket = ask(&actor, |reply| Command::Exec { id: id.clone(), reply }).await?;
+        // A terminal has one stream for both.
+        let call = AttachCall { stderr: call.stderr && !view.spec.tty, ..call };
+        let connect = || files::connect(&self.0.config.state, &view.pod);
+        attach(ticket, call, view.spec.stdin_once, connect).await
+    }
+
+    /// Connects to a port of a pod, from inside its network.
+    pub async fn connect(&self, pod: &SandboxId, port: u16) -> Result<Connection, PodError> {
+        let missing = || PodError::NotFound { what: "pod sandbox", id: pod.to_string() };
+        let actor = self.actor(pod).ok_or_else(missing)?;
+        let network = ask(&actor, |reply| Command::Network { reply }).await?;
+        connect(network, port).await
     }
 
     /// Changes limits; zero and empty fields stay as they are.

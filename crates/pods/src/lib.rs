@@ -19,8 +19,10 @@
 //! Absent here: gRPC and its codes; the wire format of the log; the compilation of specs.
 
 mod actor;
+mod attach;
 mod base;
 mod cdi;
+mod connect;
 mod create;
 mod devices;
 mod error;
@@ -43,9 +45,11 @@ mod user;
 mod view;
 mod volumes;
 
+pub use attach::{AttachCall, Attached, InputCloser, Parting};
+pub use connect::Connection;
 pub use error::{PodError, chain};
 pub use events::{NextEvent, PodEvent, PodEventKind, Subscription};
-pub use exec::ExecOutput;
+pub use exec::{ExecCall, ExecOutput, Running, Streams};
 pub use handle::{Pods, PodsConfig};
 pub use host::{Host, cgroups};
 pub use operations::{BOUNDS_MS, Operation, Timing};

@@ -22,7 +22,7 @@ use rustix::process::{WaitId, WaitIdOptions};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::net::UnixStream;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OnceCell, mpsc, oneshot, watch};
 
 /// Why a monitor gave no answer.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -147,6 +147,8 @@ pub struct Monitor {
     socket: UnixStream,
     waiting: Mutex<Waiting>,
     next: AtomicU64,
+    gone: watch::Sender<bool>,
+    attaches: OnceCell<bool>,
 }
 
 /// What the pod's actor hears of its monitor.
@@ -168,7 +170,13 @@ impl Monitor {
         let first = std::time::SystemTime::now()
             .duration_since(std::time::UNIX_EPOCH)
             .map_or(1, |t| t.as_nanos() as u64);
-        let monitor = Arc::new(Monitor { socket, waiting: Mutex::default(), next: AtomicU64::new(first) });
+        let monitor = Arc::new(Monitor {
+            socket,
+            waiting: Mutex::default(),
+            next: AtomicU64::new(first),
+            gone: watch::Sender::new(false),
+            attaches: OnceCell::new(),
+        });
         tokio::spawn(listen(monitor.clone(), heard));
         Ok(monitor)
     }
@@ -270,6 +278,38 @@ impl Monitor {
         // Dropping the senders answers whoever waits.
         waiting.replies.clear();
         waiting.execs.clear();
+        drop(waiting);
+        self.gone.send_replace(true);
+    }
+
+    /// Whether this monitor knows of attachments. One that was started before there were any takes such a request for
+    /// rubbish and hangs up, so it is asked once, over a connection that may be lost.
+    pub async fn knows_attach(
+        &self,
+        connect: impl FnOnce() -> io::Result<OwnedFd>,
+    ) -> Result<bool, MonitorError> {
+        let ask = async {
+            let (heard, _unheard) = mpsc::channel(1);
+            let probe = Monitor::attach(connect().map_err(io_error("reach"))?, heard)?;
+            // There is no such container, which is all that it can say of it.
+            let known = probe.call(Request::CloseStdin { container: [0; 32] }, &[]).await.is_ok();
+            probe.hang_up();
+            Ok(known)
+        };
+        self.attaches.get_or_try_init(|| ask).await.copied()
+    }
+
+    /// Waits until the monitor is gone.
+    pub async fn gone(&self) {
+        // The sender is ours: it does not go before us.
+        let _ = self.gone.subscribe().wait_for(|gone| *gone).await;
+    }
+
+    /// Whether its process was there a moment ago: it has the only other end of the socket.
+    pub fn is_there(&self) -> bool {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        let mut look = [PollFd::new(&self.socket, PollFlags::empty())];
+        poll(&mut look, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|hung_up| hung_up == 0)
     }
 }
 

@@ -82,6 +82,18 @@ impl Control {
                     }
                     continue;
                 }
+                Done::Attached(number) => {
+                    self.attached(number, true);
+                    continue;
+                }
+                Done::TooMany(number) => {
+                    self.attached(number, false);
+                    continue;
+                }
+                Done::Left(key, number) => {
+                    pod.left(key, number);
+                    continue;
+                }
             };
             let Some(container) = pod.containers.iter_mut().find(|container| container.slot == key) else {
                 continue;

@@ -326,6 +326,7 @@ fn keep(
         cgroups: plan.cgroups.iter().map(|step| (step.hierarchy, step.path.clone())).collect(),
         log: None,
         stdin: ends.stdin,
+        input_of: None,
         terminal: None,
     };
     if plan.terminal {

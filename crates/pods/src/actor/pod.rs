@@ -40,6 +40,28 @@ impl Actor {
         let _ = reply.send(written);
     }
 
+    /// Where connections to the pod's ports are made from.
+    pub(super) fn network(&self) -> Result<Network, PodError> {
+        let not_ready = || PodError::State(format!("sandbox {} is not ready", self.record.id));
+        if self.stopping || self.record.life != PodLife::Ready {
+            return Err(not_ready());
+        }
+        let monitor = self.monitor.clone().ok_or_else(not_ready)?;
+        let namespace = match self.spec.security.namespaces.network {
+            NamespaceMode::Node => None,
+            _ => {
+                let path = format!("/proc/{}/ns/net", self.record.monitor);
+                let file = std::fs::File::open(path).map_err(doing("enter the pod's network"))?;
+                Some(file.into())
+            }
+        };
+        // Asked afterwards: while it is there, its number is nobody else's.
+        if !monitor.is_there() {
+            return Err(not_ready());
+        }
+        Ok(Network { namespace, monitor })
+    }
+
     fn begin_stopping(&mut self) {
         if self.stopping {
             return;
