@@ -69,15 +69,18 @@ fn serve_http(address: &str, text: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// Answers each connection once all was said, with how much that was.
+/// Greets each connection, and answers it once all was said, with how much that was.
 fn serve_whole(address: &str) -> io::Result<()> {
     let listener = TcpListener::bind(address)?;
     std::thread::spawn(move || {
         for stream in listener.incoming() {
             let Ok(mut stream) = stream else { continue };
-            std::thread::spawn(move || match io::copy(&mut stream, &mut io::sink()) {
-                Ok(length) => drop(write!(stream, "{length} bytes")),
-                Err(error) => say("broken-off", crate::errno_name(&error).as_bytes()),
+            std::thread::spawn(move || {
+                let _ = stream.write_all(b"ready ");
+                match io::copy(&mut stream, &mut io::sink()) {
+                    Ok(length) => drop(write!(stream, "{length} bytes")),
+                    Err(error) => say("broken-off", crate::errno_name(&error).as_bytes()),
+                }
             });
         }
     });

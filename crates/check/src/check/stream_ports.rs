@@ -94,7 +94,7 @@ async fn many(node: Node) -> Result<()> {
     beside(driver, async {
         // The answer comes only after the end of what is said: half-close passes.
         let one = || async {
-            same!(exchange(&forwarder, 90, b"twenty-two bytes long.").await?, "22 bytes", "the answer");
+            same!(exchange(&forwarder, 90, b"twenty-two bytes long.").await?, "ready 22 bytes", "the answer");
             anyhow::Ok(())
         };
         for _ in 0..20 {
@@ -104,8 +104,14 @@ async fn many(node: Node) -> Result<()> {
         // One is broken off, one cannot be made; the rest goes on.
         let mut held = forwarder.open(90).await?;
         held.outgoing.send(Bytes::from_static(b"unfinished")).await?;
+        let greeted = async |connection: &mut Forwarded| {
+            let greeting = connection.incoming.next().await?.context("no greeting")?;
+            same!(&greeting[..], b"ready ", "the greeting");
+            anyhow::Ok(())
+        };
+        greeted(&mut held).await?;
         let mut broken = forwarder.open(90).await?;
-        broken.outgoing.send(Bytes::from_static(b"x")).await?;
+        greeted(&mut broken).await?;
         broken.outgoing.reset().await?;
         container.says("broken-off").await?;
         let mut refused = forwarder.open(9).await?;
