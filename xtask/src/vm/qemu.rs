@@ -18,7 +18,8 @@ pub fn run(cache: &Path, base: &Base, programs: &ProgramsDisk, options: &Options
     let code = programs.folder().join("code");
     let init = if options.guest.systemd { "/lib/systemd/systemd" } else { "/programs/init" };
     let mut command = Command::new("qemu-system-x86_64");
-    command.args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "3072"]);
+    // In QEMU 7.2 cmpxchg16b without a lock leaves garbage in the flags, and Linux from 6.5 on uses it where it is there.
+    command.args(["-accel", "tcg,thread=multi", "-cpu", "max,cx16=off", "-smp", "2", "-m", "3072"]);
     command.args(["-nodefaults", "-no-reboot", "-display", "none", "-nic", "none"]);
     command.arg("-kernel").arg(&base.kernel).arg("-initrd").arg(&base.ramdisk);
     command.arg("-append").arg(format!(
