@@ -44,7 +44,7 @@ pub fn disk(cache: &Path, options: &Options) -> Result<ProgramsDisk> {
     let mut programs: Vec<PathBuf> =
         ["bowline", "bowline-monitor", "bowline-check-helper"].map(|name| folder.join(name)).into();
     build::cargo(&["build", "-p", "bowline-tests", "--bins"], false, &[])?;
-    programs.extend(["check-own", "with-daemon", "demo"].map(|name| build::target().join("debug").join(name)));
+    programs.extend(["check-own", "with-daemon", "without-syscall", "demo"].map(|name| build::target().join("debug").join(name)));
     let tests = tests()?;
 
     let made = ProgramsDisk { folder: cache.join(format!("run-{}", std::process::id())) };
