@@ -73,7 +73,8 @@ fn every_newer_call_has_a_fallback_or_a_refusal_at_start() {
 fn refuses(number: u32, what: &str) -> Result<(), String> {
     let daemon = Daemon::prepared("", &without(number));
     // With a log of its own, which is read at the end.
-    let mut child = daemon.command().stderr(Stdio::piped()).stdout(Stdio::null()).spawn().expect("start the daemon");
+    let mut child =
+        daemon.command().stderr(Stdio::piped()).stdout(Stdio::null()).spawn().expect("start the daemon");
     let mut ended = None;
     let deadline = std::time::Instant::now() + Duration::from_secs(60);
     while ended.is_none() && std::time::Instant::now() < deadline {

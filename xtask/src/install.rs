@@ -48,7 +48,10 @@ pub fn for_vm(systemd: bool) -> Result<()> {
         ("debootstrap", "debootstrap"),
     ];
     for (program, package) in needs {
-        if !on_path(program) && !Path::new("/sbin").join(program).exists() && (systemd || program != "debootstrap") {
+        if !on_path(program)
+            && !Path::new("/sbin").join(program).exists()
+            && (systemd || program != "debootstrap")
+        {
             packages.push(package);
         }
     }

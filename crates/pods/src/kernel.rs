@@ -62,7 +62,11 @@ pub const FEATURES: &[Feature] = &[
     needed("netlink", || open_netlink(NetlinkFamily::Route).map(done), "no network for pods"),
     optional("overlay volatile", || overlay(&["volatile"]), "removing a container flushes the whole disk"),
     optional("memfd execution", program_memory, "monitors run from the installed file"),
-    optional("bridge and veth", || bowline_cni::try_link_drivers().map(done), "no pods by the built-in bridge plugin"),
+    optional(
+        "bridge and veth",
+        || bowline_cni::try_link_drivers().map(done),
+        "no pods by the built-in bridge plugin",
+    ),
     optional("nf_tables", packet_filter, "no masquerade and no host ports by the built-in plugins"),
     optional("user namespaces", user_namespace, "no pods with users of their own (hostUsers: false)"),
     optional("idmapped mounts", idmapped, "no pods with users of their own (hostUsers: false)"),

@@ -20,12 +20,9 @@ fn main() -> ExitCode {
     };
     let mut filter = Vec::new();
     // `struct seccomp_data` begins with the number.
-    for (code, if_so, if_not, value) in [
-        (LOAD_WORD, 0, 0, 0),
-        (JUMP_IF_EQUAL, 0, 1, number),
-        (RETURN, 0, 0, ENOSYS),
-        (RETURN, 0, 0, ALLOW),
-    ] {
+    for (code, if_so, if_not, value) in
+        [(LOAD_WORD, 0, 0, 0), (JUMP_IF_EQUAL, 0, 1, number), (RETURN, 0, 0, ENOSYS), (RETURN, 0, 0, ALLOW)]
+    {
         filter.extend(u16::to_ne_bytes(code));
         filter.extend([if_so, if_not]);
         filter.extend(u32::to_ne_bytes(value));

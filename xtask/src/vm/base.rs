@@ -146,7 +146,10 @@ fn make_root(cache: &Path, folder: &Path, image: &Path, systemd: bool) -> Result
 
 /// A root of busybox alone. Libraries come with the programs that need them.
 fn bare(unpacked: &Path, root: &Path) -> Result<()> {
-    for name in ["bin", "dev", "etc", "lib", "proc", "root", "run", "sbin", "sys", "tmp", "usr/bin", "usr/lib", "var/lib", "var/log", "var/tmp"] {
+    for name in [
+        "bin", "dev", "etc", "lib", "proc", "root", "run", "sbin", "sys", "tmp", "usr/bin", "usr/lib",
+        "var/lib", "var/log", "var/tmp",
+    ] {
         fs::create_dir_all(root.join(name)).with_context(|| format!("make {name}"))?;
     }
     fs::set_permissions(root.join("tmp"), fs::Permissions::from_mode(0o1777)).context("open /tmp")?;
@@ -188,7 +191,13 @@ fn debian(cache: &Path, root: &Path) -> Result<()> {
     fs::create_dir_all(units.join("multi-user.target.wants")).context("make the target's folder")?;
     link("../guest-command.service", &units.join("multi-user.target.wants/guest-command.service"))?;
     // Nobody logs in, and the console is read by nobody.
-    for unit in ["serial-getty@ttyS0.service", "getty@tty1.service", "apt-daily.timer", "apt-daily-upgrade.timer", "systemd-logind.service"] {
+    for unit in [
+        "serial-getty@ttyS0.service",
+        "getty@tty1.service",
+        "apt-daily.timer",
+        "apt-daily-upgrade.timer",
+        "systemd-logind.service",
+    ] {
         link("/dev/null", &units.join(unit))?;
     }
     link("/lib/systemd/system/multi-user.target", &units.join("default.target"))?;

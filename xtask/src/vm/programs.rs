@@ -44,7 +44,10 @@ pub fn disk(cache: &Path, options: &Options) -> Result<ProgramsDisk> {
     let mut programs: Vec<PathBuf> =
         ["bowline", "bowline-monitor", "bowline-check-helper"].map(|name| folder.join(name)).into();
     build::cargo(&["build", "-p", "bowline-tests", "--bins"], false, &[])?;
-    programs.extend(["check-own", "with-daemon", "without-syscall", "demo"].map(|name| build::target().join("debug").join(name)));
+    programs.extend(
+        ["check-own", "with-daemon", "without-syscall", "demo"]
+            .map(|name| build::target().join("debug").join(name)),
+    );
     let tests = tests()?;
 
     let made = ProgramsDisk { folder: cache.join(format!("run-{}", std::process::id())) };
@@ -74,7 +77,8 @@ pub fn disk(cache: &Path, options: &Options) -> Result<ProgramsDisk> {
 fn tests() -> Result<Vec<(String, PathBuf)>> {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(build::root()).stderr(Stdio::inherit());
-    let text = said(command.args(["test", "-p", "bowline-tests", "--tests", "--no-run", "--message-format=json"]))?;
+    let text =
+        said(command.args(["test", "-p", "bowline-tests", "--tests", "--no-run", "--message-format=json"]))?;
     let executables = text.lines().filter_map(|line| line.split_once("\"executable\":\""));
     let paths = executables.filter_map(|(_, rest)| rest.split_once('"')).map(|(path, _)| PathBuf::from(path));
     // Cargo adds a hash: `takeover-0123456789abcdef`. Unit tests bear the name of their program or library.

@@ -19,17 +19,20 @@ pub fn run(cache: &Path, base: &Base, programs: &ProgramsDisk, options: &Options
     let init = if options.guest.systemd { "/lib/systemd/systemd" } else { "/programs/init" };
     let mut command = Command::new("qemu-system-x86_64");
     // In QEMU 7.2 cmpxchg16b without a lock leaves garbage in the flags, and Linux from 6.5 on uses it where it is there.
-    command.args(["-accel", "tcg,thread=multi", "-cpu", "max,cx16=off", "-smp", "2", "-m", "3072"]);
+    // One thread for both CPUs: with one each, a CPU may run an instruction that the kernel has just patched, and dies.
+    command.args(["-accel", "tcg,thread=single", "-cpu", "max,cx16=off", "-smp", "2", "-m", "3072"]);
     command.args(["-nodefaults", "-no-reboot", "-display", "none", "-nic", "none"]);
     command.arg("-kernel").arg(&base.kernel).arg("-initrd").arg(&base.ramdisk);
-    command.arg("-append").arg(format!(
-        "console=ttyS0 loglevel=5 panic=-1 net.ifnames=0 mitigations=off guest_init={init}"
-    ));
+    command
+        .arg("-append")
+        .arg(format!("console=ttyS0 loglevel=5 panic=-1 net.ifnames=0 mitigations=off guest_init={init}"));
     // What the guest writes goes to a file without a name, in TMPDIR.
     command.env("TMPDIR", programs.folder());
     command.arg("-drive").arg(drive(&base.root, "snapshot=on"));
     command.arg("-drive").arg(drive(&programs.image(), "readonly=on"));
-    for (id, place) in [("console", file(&console)), ("output", "stdio,signal=off".to_owned()), ("code", file(&code))] {
+    for (id, place) in
+        [("console", file(&console)), ("output", "stdio,signal=off".to_owned()), ("code", file(&code))]
+    {
         let (kind, rest) = place.split_once(',').unwrap_or((&place, ""));
         command.arg("-chardev").arg(format!("{kind},id={id},{rest}"));
         command.arg("-device").arg(format!("isa-serial,chardev={id}"));
@@ -50,7 +53,9 @@ pub fn run(cache: &Path, base: &Base, programs: &ProgramsDisk, options: &Options
     let said = fs::read_to_string(&code).unwrap_or_default();
     match said.trim().parse() {
         Ok(code) if status.success() => Ok(code),
-        _ => bail!("the guest ended without an exit code (QEMU: {status}); its console: {}", console.display()),
+        _ => {
+            bail!("the guest ended without an exit code (QEMU: {status}); its console: {}", console.display())
+        }
     }
 }
 

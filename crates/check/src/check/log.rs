@@ -196,7 +196,11 @@ async fn flood(node: Node) -> Result<()> {
     until("the end of the flood", Duration::from_secs(80), async || {
         let started = Instant::now();
         node.list_containers(v1::ContainerFilter::default()).await?;
-        ensure!(started.elapsed() < crate::patience::at_most(Duration::from_secs(1)), "a list took {:?}", started.elapsed());
+        ensure!(
+            started.elapsed() < crate::patience::at_most(Duration::from_secs(1)),
+            "a list took {:?}",
+            started.elapsed()
+        );
         let status = container.status().await?;
         let done = status.state == v1::ContainerState::ContainerExited as i32;
         Ok(if done { Found::Yes(()) } else { Found::Not("still writing".to_owned()) })

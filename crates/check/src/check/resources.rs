@@ -174,7 +174,8 @@ async fn cgroup_place(node: Node) -> Result<()> {
     };
     let placed =
         node.pod("placed").edit(|config| config.linux.get_or_insert_default().cgroup_parent = parent);
-    let spec = placed.run().await?.container("main").resources(|linux| linux.memory_limit_in_bytes = 64 * MIB);
+    let spec =
+        placed.run().await?.container("main").resources(|linux| linux.memory_limit_in_bytes = 64 * MIB);
     let container = spec.start().await?;
     let cgroup = container.cgroup().await?;
     same!(cgroup.memory_limit(), Some(64 << 20), "the memory limit below a parent that is not ours");

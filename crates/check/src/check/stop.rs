@@ -32,7 +32,11 @@ async fn graceful(node: Node) -> Result<()> {
     let container = ready(pod.container("main"), &["on", "TERM", "7"]).await?;
     let started = Instant::now();
     container.stop(30).await?;
-    ensure!(started.elapsed() < crate::patience::at_most(Duration::from_secs(5)), "took {:?}", started.elapsed());
+    ensure!(
+        started.elapsed() < crate::patience::at_most(Duration::from_secs(5)),
+        "took {:?}",
+        started.elapsed()
+    );
     let status = container.status().await?;
     same!(
         (status.state, status.exit_code),
@@ -61,7 +65,11 @@ async fn now(node: Node) -> Result<()> {
     let container = ready(pod.container("main"), &["on", "TERM", "7"]).await?;
     let started = Instant::now();
     container.stop(0).await?;
-    ensure!(started.elapsed() < crate::patience::at_most(Duration::from_secs(3)), "took {:?}", started.elapsed());
+    ensure!(
+        started.elapsed() < crate::patience::at_most(Duration::from_secs(3)),
+        "took {:?}",
+        started.elapsed()
+    );
     let status = container.status().await?;
     same!(
         (status.state, status.exit_code),
@@ -119,7 +127,11 @@ async fn shortened(node: Node) -> Result<()> {
     let (long, short) = tokio::join!(long, short);
     long?;
     short?;
-    ensure!(started.elapsed() < crate::patience::at_most(Duration::from_secs(8)), "took {:?}", started.elapsed());
+    ensure!(
+        started.elapsed() < crate::patience::at_most(Duration::from_secs(8)),
+        "took {:?}",
+        started.elapsed()
+    );
     Ok(())
 }
 
