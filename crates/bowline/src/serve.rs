@@ -147,8 +147,16 @@ async fn serve(config: Config) -> Result<(), ServeError> {
     private_folder(&config.state).map_err(ServeError::failed("make the state folder"))?;
     let _state_lock = lock(&config.state)?;
 
+    let tried = tokio::task::spawn_blocking(bowline_pods::kernel::require).await;
+    tried
+        .map_err(|error| error.to_string())
+        .and_then(|required| required)
+        .map_err(ServeError::failed("use this kernel: it lacks what pods need"))?;
     let images = Images::open(images_config(&config)).await.map_err(ServeError::failed("open the images"))?;
     let cni = Arc::new(Cni::new(cni_config(&config)).map_err(ServeError::failed("set up the network"))?);
+    if let Ok(Err(error)) = tokio::task::spawn_blocking(bowline_cni::try_link_drivers).await {
+        tracing::warn!(%error, "the built-in bridge plugin cannot attach pods on this node");
+    }
     repair(&cni).await;
     let mut pods_config = PodsConfig::new(config.root.clone(), config.state.clone(), config.monitor.clone());
     if let Some(folders) = &config.settings.cdi.spec_dirs {

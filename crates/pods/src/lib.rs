@@ -31,6 +31,7 @@ mod exec;
 mod files;
 mod handle;
 mod host;
+pub mod kernel;
 mod monitor;
 mod netns;
 mod operations;
