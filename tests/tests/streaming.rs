@@ -413,7 +413,7 @@ fn a_pod_with_open_connections_goes_without_a_trace() {
     let clean = Inventory::take(&folder);
     let pod = runtime.block_on(client.run(pod("streams", &folder.join("logs")))).unwrap();
     let mut node = Node { runtime, daemon, client, pod };
-    let id = node.container("nc -ll -p 7 -e cat & sleep 1000", |_| {});
+    let id = node.container("nc -ll -p 7 -e cat & while sleep 0.1; do echo here; done", |_| {});
     let client = node.client.clone();
     let (pod_id, runtime) = (node.pod.clone(), &node.runtime);
     let namespaces = namespaces(node.daemon.pid().unwrap());
@@ -433,12 +433,17 @@ fn a_pod_with_open_connections_goes_without_a_trace() {
         };
         let (streams, attached) =
             begin(&attach_address(&client, &id, OUTPUT).await, Transport::Spdy, OUTPUT).await;
+        let Command { mut error, stdout, .. } = streams;
+        // The session stands before the container is asked for: only output tells that it is attached.
+        let mut stdout = stdout.unwrap();
+        stdout.next().await.unwrap().unwrap();
+        let reading = tokio::spawn(async move { while let Ok(Some(_)) = stdout.next().await {} });
         client.clone().remove(&pod_id).await.unwrap();
         // Its server was killed, which may be heard first.
         let end = connection.incoming.next().await;
         assert!(matches!(end, Ok(None) | Err(Gone)), "the connection ends with the pod: {end:?}");
-        let Command { mut error, .. } = streams;
         assert_eq!(client::outcome(&mut error).await, Ok(Outcome::Success), "the end of the container");
+        reading.await.unwrap();
         // The session itself goes on, and finds nothing to connect to.
         let mut refused = forwarder.open(7).await.unwrap();
         let text = refused.error.next().await.unwrap().unwrap();

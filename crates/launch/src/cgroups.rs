@@ -214,7 +214,12 @@ fn inherit_cpuset(folder: BorrowedFd<'_>) -> io::Result<()> {
             continue;
         }
         let parent = rustix::fs::openat(folder, c"..", FOLDER, Mode::empty())?;
-        let len = read_file(parent.as_fd(), file, &mut value)?;
+        let mut len = read_file(parent.as_fd(), file, &mut value)?;
+        // Somebody made it and left it without, or is about to give it some. The root has all, so this ends there.
+        if !value[..len].iter().any(|byte| byte.is_ascii_digit()) {
+            inherit_cpuset(parent.as_fd())?;
+            len = read_file(parent.as_fd(), file, &mut value)?;
+        }
         write_file(folder, file, &value[..len])?;
         // Groups made below this one get theirs at birth, which spares the kernel two rebuilds of its scheduling domains.
         write_file(folder, c"cgroup.clone_children", b"1")?;
