@@ -23,9 +23,19 @@ pub fn programs() -> PathBuf {
     folder.expect("build the programs first: cargo xtask build").to_owned()
 }
 
+/// A program of the package `bowline-tests`: beside the others, or where cargo puts it.
+pub fn own_program(name: &str) -> PathBuf {
+    let own = std::env::current_exe().expect("a program knows its own path");
+    let mut folders = std::iter::once(programs()).chain(own.ancestors().map(Path::to_owned));
+    let found = folders.find_map(|folder| Some(folder.join(name)).filter(|file| file.is_file()));
+    found.unwrap_or_else(|| panic!("build {name} first: cargo build -p bowline-tests --bins"))
+}
+
 /// A daemon with everything of its own.
 pub struct Daemon {
     folder: tempfile::TempDir,
+    /// A command line that runs what is appended to it; empty for none.
+    wrapper: Vec<String>,
     child: Option<Child>,
     /// Where images come from.
     pub registry: Registry,
@@ -42,6 +52,13 @@ impl Daemon {
 
     /// The same, with more lines of configuration.
     pub fn start_with(more: &str) -> Daemon {
+        let mut daemon = Daemon::prepared(more, &[]);
+        daemon.restart();
+        daemon
+    }
+
+    /// The same, not started yet, and to be started by `wrapper`: a command line that takes another one.
+    pub fn prepared(more: &str, wrapper: &[String]) -> Daemon {
         crate::adopt_orphans();
         let folder =
             tempfile::Builder::new().prefix("bowline-test-").tempdir().expect("a folder for the daemon");
@@ -54,13 +71,31 @@ impl Daemon {
             (std::process::id() << 8 | number) & 0xff_ffff,
         );
         fs::write(folder.path().join("config.toml"), config).expect("write the configuration");
-        let mut daemon = Daemon { folder, child: None, registry: Registry::start(), started: 0 };
-        daemon.restart();
-        daemon
+        Daemon { folder, wrapper: wrapper.to_vec(), child: None, registry: Registry::start(), started: 0 }
     }
 
     /// Starts the daemon (again) and waits until it serves.
     pub fn restart(&mut self) {
+        self.try_restart().expect("the daemon serves");
+    }
+
+    /// The command line of the daemon.
+    pub fn command(&self) -> Command {
+        let program = programs().join("bowline");
+        let mut command = match self.wrapper.split_first() {
+            None => Command::new(program),
+            Some((wrapper, args)) => {
+                let mut command = Command::new(wrapper);
+                command.args(args).arg(program);
+                command
+            }
+        };
+        command.args(["serve", "--config"]).arg(self.folder.path().join("config.toml")).stdin(Stdio::null());
+        command
+    }
+
+    /// [`Daemon::restart`] of a daemon that may refuse; the error is what it said.
+    pub fn try_restart(&mut self) -> Result<(), String> {
         assert!(self.child.is_none(), "it runs already");
         self.started += 1;
         let log = fs::File::options()
@@ -68,21 +103,26 @@ impl Daemon {
             .create(true)
             .open(self.log_path())
             .expect("open the daemon's log");
-        let child = Command::new(programs().join("bowline"))
-            .args(["serve", "--config"])
-            .arg(self.folder.path().join("config.toml"))
-            .stdin(Stdio::null())
+        let child = self
+            .command()
             .stdout(log.try_clone().expect("a second descriptor"))
             .stderr(log)
             .spawn()
             .expect("start the daemon");
         self.child = Some(child);
         let socket = self.socket();
+        let mut ended = None;
         wait_for("the daemon serves", Duration::from_secs(30), || {
-            let ended = self.child.as_mut().and_then(|child| child.try_wait().ok().flatten());
-            assert!(ended.is_none(), "the daemon ended: {}", self.log());
-            UnixStream::connect(&socket).is_ok()
+            ended = self.child.as_mut().and_then(|child| child.try_wait().ok().flatten());
+            ended.is_some() || UnixStream::connect(&socket).is_ok()
         });
+        match ended {
+            None => Ok(()),
+            Some(status) => {
+                self.child = None;
+                Err(format!("the daemon ended ({status}): {}", self.log()))
+            }
+        }
     }
 
     /// `kill -9`.

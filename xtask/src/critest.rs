@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::{build, install};
 
 /// Specs that need what is not built yet, or what the host lacks; see docs/operate/conformance.md.
-const SKIP: &str = "AppArmor|NRI|benchmark|metrics";
+const SKIP: &str = "AppArmor|NRI|benchmark";
 
 /// Runs critest against a daemon of ours.
 pub fn critest(args: &[String]) -> Result<()> {

@@ -35,6 +35,32 @@ pub fn for_pods() -> Result<()> {
     Ok(())
 }
 
+/// Installs what guests need: QEMU, and what makes their disks.
+pub fn for_vm(systemd: bool) -> Result<()> {
+    if !cfg!(target_arch = "x86_64") {
+        bail!("guests are x86-64, and this machine is not");
+    }
+    let mut packages = Vec::new();
+    let needs = [
+        ("qemu-system-x86_64", "qemu-system-x86"),
+        ("mke2fs", "e2fsprogs"),
+        ("xz", "xz-utils"),
+        ("debootstrap", "debootstrap"),
+    ];
+    for (program, package) in needs {
+        if !on_path(program)
+            && !Path::new("/sbin").join(program).exists()
+            && (systemd || program != "debootstrap")
+        {
+            packages.push(package);
+        }
+    }
+    if !Path::new("/usr/share/keyrings/debian-archive-keyring.gpg").exists() {
+        packages.push("debian-archive-keyring");
+    }
+    apt(&packages)
+}
+
 /// Whether a program needs no loader: one that names it is linked dynamically.
 fn is_static(program: &Path) -> bool {
     std::fs::read(program).is_ok_and(|bytes| !bytes.windows(9).any(|window| window == b"/ld-linux"))

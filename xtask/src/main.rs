@@ -1,10 +1,11 @@
-//! The chores of the house: `cargo xtask demo|test|tidy|critest|build`.
+//! The chores of the house: `cargo xtask demo|test|tidy|critest|vm|build`.
 
 mod build;
 mod critest;
 mod install;
 mod run;
 mod tidy;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -15,6 +16,7 @@ cargo xtask COMMAND
   test [--quick]    install what is missing, then run everything: tidy, unit and kernel tests, `bowline check`
   tidy              check the rules of the house: ranks, unsafe, file sizes, paths
   critest [ARGS]    run the official critest, taken from PATH, against a daemon of ours
+  vm [OPTIONS] CMD  run CMD in a guest with a stock kernel and cgroup v2; `vm --help`
   build [--release] build `bowline`, the static monitor and the check helper into target/
 ";
 
@@ -27,6 +29,10 @@ fn main() -> ExitCode {
         "test" => run::test(&rest),
         "tidy" => tidy::tidy(),
         "critest" => critest::critest(&rest),
+        "vm" => match vm::vm(&rest) {
+            Ok(code) => return ExitCode::from(code),
+            Err(error) => Err(error),
+        },
         "build" => build::build(rest.iter().any(|arg| arg == "--release")).map(drop),
         _ => {
             eprint!("{HELP}");

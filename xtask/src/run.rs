@@ -4,7 +4,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{build, install, tidy};
+use crate::{build, install, tidy, vm};
 
 /// Builds, and shows a pod's whole life.
 pub fn demo(args: &[String]) -> Result<()> {
@@ -26,7 +26,8 @@ pub fn test(args: &[String]) -> Result<()> {
     let env = [("BOWLINE_PROGRAMS", programs)];
     // Kernel tests share bridges, cgroups and ports with nobody, but two cores with everybody: two at a time.
     build::cargo(&["test", "--workspace", "--no-fail-fast", "--", "--test-threads=2"], false, &env)?;
-    check(programs, quick)
+    check(programs, quick)?;
+    vm::smoke()
 }
 
 /// `bowline check` against a daemon of our own.

@@ -51,12 +51,23 @@ pub(crate) struct Settings {
     pub(crate) cni: CniSettings,
     /// Images.
     pub(crate) images: ImageSettings,
+    /// Metrics of the daemon.
+    pub(crate) metrics: MetricsSettings,
     /// Devices by name.
     pub(crate) cdi: CdiSettings,
     /// Paths of the host.
     pub(crate) paths: PathSettings,
     /// Exec, attach and port-forward.
     pub(crate) streaming: StreamingSettings,
+}
+
+/// `[metrics]`.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct MetricsSettings {
+    /// Where Prometheus finds `/metrics`; nowhere if it is not set.
+    #[serde(with = "as_text::optional", skip_serializing_if = "Option::is_none")]
+    pub(crate) listen: Option<std::net::SocketAddr>,
 }
 
 /// `[log]`.

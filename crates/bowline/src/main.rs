@@ -12,6 +12,7 @@
 mod config;
 mod listen;
 mod log;
+mod metrics;
 mod notify;
 mod serve;
 

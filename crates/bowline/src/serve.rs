@@ -27,6 +27,7 @@ use tonic::transport::Server;
 use crate::config::{self, Config, Flags};
 use crate::listen::{ListenError, listen, private_folder};
 use crate::log::{self, Format, Level};
+use crate::metrics;
 use crate::notify::notify;
 
 /// How long calls under way may go on after the signal to end. Operations outlive their calls anyway: this is for the
@@ -146,8 +147,16 @@ async fn serve(config: Config) -> Result<(), ServeError> {
     private_folder(&config.state).map_err(ServeError::failed("make the state folder"))?;
     let _state_lock = lock(&config.state)?;
 
+    let tried = tokio::task::spawn_blocking(bowline_pods::kernel::require).await;
+    tried
+        .map_err(|error| error.to_string())
+        .and_then(|required| required)
+        .map_err(ServeError::failed("use this kernel: it lacks what pods need"))?;
     let images = Images::open(images_config(&config)).await.map_err(ServeError::failed("open the images"))?;
     let cni = Arc::new(Cni::new(cni_config(&config)).map_err(ServeError::failed("set up the network"))?);
+    if let Ok(Err(error)) = tokio::task::spawn_blocking(bowline_cni::try_link_drivers).await {
+        tracing::warn!(%error, "the built-in bridge plugin cannot attach pods on this node");
+    }
     repair(&cni).await;
     let mut pods_config = PodsConfig::new(config.root.clone(), config.state.clone(), config.monitor.clone());
     if let Some(folders) = &config.settings.cdi.spec_dirs {
@@ -188,6 +197,13 @@ async fn serve_until_signal(
     socket: UnixListener,
     mut signals: Signals,
 ) -> Result<(), ServeError> {
+    let metrics = match config.settings.metrics.listen {
+        Some(address) => {
+            let listener = metrics::listen(address).await;
+            Some(listener.map_err(ServeError::failed("open the address of metrics.listen"))?)
+        }
+        None => None,
+    };
     let (runtime, image) = bowline_cri::services(pods.clone(), streaming, server_info(config));
     let (stop, stopped) = oneshot::channel::<()>();
     let server = Server::builder()
@@ -198,6 +214,10 @@ async fn serve_until_signal(
         // A dropped sender stops us just as well.
         let _ = stopped.await;
     }));
+    if let Some(listener) = metrics {
+        let exporter = bowline_cri::Exporter::new(pods.clone(), env!("CARGO_PKG_VERSION"));
+        tokio::spawn(metrics::serve(listener, Arc::new(exporter)));
+    }
     notify("READY=1");
 
     let ended_early = tokio::select! {
@@ -213,6 +233,8 @@ async fn serve_until_signal(
         tracing::debug!(%error, "the socket was removed by somebody else");
     }
     if ended_early.is_none() {
+        // Streams of events end by themselves only with us.
+        pods.end_events();
         let _ = stop.send(());
         if tokio::time::timeout(DRAIN, &mut serving).await.is_err() {
             serving.abort();

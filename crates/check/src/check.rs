@@ -9,6 +9,7 @@ mod codes;
 mod config;
 mod container;
 mod devices;
+mod events;
 mod exec_sync;
 mod identity;
 mod image;
@@ -17,6 +18,7 @@ mod info;
 mod leftovers;
 mod list;
 mod log;
+mod metrics;
 mod mounts;
 mod names;
 mod namespaces;
@@ -112,6 +114,9 @@ pub struct CheckArgs {
     /// How results are printed.
     #[arg(short = 'o', long = "output", value_enum, default_value = "table")]
     pub output: Format,
+    /// Factor for all limits of time in the cases, for machines that are slow (an emulated one, say).
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub patience: u32,
     /// How many cases run at a time.
     #[arg(long, value_name = "N")]
     pub jobs: Option<usize>,
@@ -148,6 +153,8 @@ fn cases() -> Vec<&'static Case> {
         oom::CASES,
         devices::CASES,
         stats::CASES,
+        metrics::CASES,
+        events::CASES,
         stream_exec::CASES,
         stream_url::CASES,
         stream_attach::CASES,
@@ -179,6 +186,7 @@ pub fn run_check(args: CheckArgs) -> ExitCode {
 }
 
 async fn check(args: &CheckArgs) -> Result<bool> {
+    crate::patience::set(args.patience);
     let chosen = choose(args)?;
     if args.list {
         print!("{}", print::list(&chosen));
@@ -249,14 +257,15 @@ async fn perform(run: Rc<Run>, case: &'static Case, strict: bool) -> Outcome {
     let started = Instant::now();
     let node = Node::new(run, case.name);
     let work = std::panic::AssertUnwindSafe((case.run)(node.clone())).catch_unwind();
-    let result = match tokio::time::timeout(CASE_LIMIT, work).await {
+    let limit = crate::patience::at_most(CASE_LIMIT);
+    let result = match tokio::time::timeout(limit, work).await {
         Ok(Ok(result)) => result,
         Ok(Err(_)) => Err(anyhow::anyhow!("the case itself panicked")),
-        Err(_) => Err(anyhow::anyhow!("took longer than {CASE_LIMIT:?}")),
+        Err(_) => Err(anyhow::anyhow!("took longer than {limit:?}")),
     };
-    let cleaned = match tokio::time::timeout(CASE_LIMIT, node.clean()).await {
+    let cleaned = match tokio::time::timeout(limit, node.clean()).await {
         Ok(cleaned) => cleaned,
-        Err(_) => Err(anyhow::anyhow!("cleaning up took longer than {CASE_LIMIT:?}")),
+        Err(_) => Err(anyhow::anyhow!("cleaning up took longer than {limit:?}")),
     };
     Outcome { case, verdict: Verdict::of(case, result, cleaned, strict), took: started.elapsed() }
 }

@@ -19,6 +19,7 @@ mod host;
 mod images;
 mod node;
 mod output;
+mod patience;
 mod pod;
 mod run;
 

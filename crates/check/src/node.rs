@@ -334,6 +334,7 @@ pub(crate) async fn until<T>(
     limit: Duration,
     mut look: impl AsyncFnMut() -> Result<Found<T>>,
 ) -> Result<T> {
+    let limit = crate::patience::at_most(limit);
     let deadline = Instant::now() + limit;
     let mut pause = Duration::from_millis(5);
     loop {

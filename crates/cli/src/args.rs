@@ -71,6 +71,12 @@ pub enum ClientCommand {
     Rmi(RmiArgs),
     /// Show what containers use
     Stats(StatsArgs),
+    /// Watch pods and containers: what they use, and what is being done to them
+    Top(TopArgs),
+    /// Show what happens to pods and containers, from now on
+    Events(EventsArgs),
+    /// Show what is being done right now, at which stage, and for how long
+    Ops(OpsArgs),
     /// Bring images in from archives, write them to archives
     Image(ImageArgs),
     /// Check this machine, and look for anything left behind
@@ -464,6 +470,56 @@ pub struct StatsArgs {
     pub(crate) all: bool,
     /// Only these (ids, starts of ids, or names)
     pub(crate) containers: Vec<String>,
+}
+
+/// `top`
+#[derive(Debug, Args)]
+pub struct TopArgs {
+    /// Seconds between two looks
+    #[arg(long, default_value_t = 2.0, value_parser = seconds)]
+    pub(crate) seconds: f64,
+    /// What comes first
+    #[arg(long, value_enum, default_value = "cpu")]
+    pub(crate) sort: SortBy,
+    /// Print one screen and stop
+    #[arg(long)]
+    pub(crate) once: bool,
+}
+
+/// What rows are sorted by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SortBy {
+    /// CPU in use
+    Cpu,
+    /// Memory in use
+    Memory,
+    /// Names
+    Name,
+}
+
+/// `events`
+#[derive(Debug, Args)]
+pub struct EventsArgs {
+    /// How to print; JSON is one object per line
+    #[arg(long, short, value_enum, default_value = "table")]
+    pub(crate) output: Output,
+    /// Only of this pod (id or name)
+    #[arg(long)]
+    pub(crate) pod: Option<String>,
+    /// Stop after so many
+    #[arg(long, short = 'n', value_name = "COUNT")]
+    pub(crate) count: Option<u64>,
+}
+
+/// `ops`
+#[derive(Debug, Args)]
+pub struct OpsArgs {
+    /// How to print
+    #[arg(long, short, value_enum, default_value = "table")]
+    pub(crate) output: Output,
+    /// Go on, with a new look every second
+    #[arg(long, short)]
+    pub(crate) watch: bool,
 }
 
 /// `image`

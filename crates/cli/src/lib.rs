@@ -7,8 +7,8 @@
 //!                                  client.rs     render/ (tables, JSON, YAML)
 //! ```
 //!
-//! They speak plain CRI and work against any runtime that does. Import, export, the progress of a pull and the
-//! daemon's part of `doctor` need Bowline's own admin service and say so where there is none.
+//! They speak plain CRI and work against any runtime that does. Import, export, the progress of a pull, `ops`
+//! and the daemon's part of `doctor` need Bowline's own admin service and say so where there is none.
 //!
 //! Data goes to stdout, talk to stderr. An error ends with what to try. A closed pipe is the reader's good right and
 //! ends a command silently.
@@ -20,6 +20,7 @@ mod completion;
 mod containers;
 mod create;
 mod doctor;
+mod events;
 mod exec;
 mod failure;
 #[cfg(test)]
@@ -27,6 +28,7 @@ mod fake;
 mod images;
 mod info;
 mod logs;
+mod ops;
 mod pods;
 mod port_forward;
 mod pull;
@@ -36,6 +38,7 @@ mod run;
 mod select;
 mod stats;
 mod stream;
+mod top;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -111,6 +114,9 @@ async fn dispatch(args: ClientArgs) -> Done {
         ClientCommand::PortForward(args) => port_forward::port_forward(&client, args).await,
         ClientCommand::Logs(args) => logs::logs(&client, &args).await,
         ClientCommand::Stats(args) => stats::stats(&client, &args).await,
+        ClientCommand::Top(args) => top::top(&client, &args).await,
+        ClientCommand::Events(args) => events::events(&client, &args).await,
+        ClientCommand::Ops(args) => ops::ops(&client, &args).await,
         ClientCommand::Images(args) => images::list(&client, &args).await,
         ClientCommand::Pull(args) => pull::command(&client, &args).await,
         ClientCommand::Rmi(args) => images::remove(&client, &args).await,

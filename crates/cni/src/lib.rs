@@ -19,6 +19,7 @@ mod cache;
 mod config;
 mod conflist;
 mod del;
+mod drivers;
 mod error;
 mod exec;
 mod flows;
@@ -41,6 +42,7 @@ use cache::Cache;
 use load::Networks;
 
 pub use config::{CniConfig, DefaultNetwork, InstanceTag, PrimaryFamily};
+pub use drivers::try_link_drivers;
 pub use error::CniError;
 pub use reap::{Leftover, Reaped};
 pub use request::{Bandwidth, DnsConfig, PodNetwork, PodNetworkRequest, PodRef, PortMapping, Protocol};

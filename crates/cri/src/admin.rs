@@ -1,12 +1,17 @@
-//! The admin service: what an operator needs beyond CRI. Used by `bowline image`, `bowline pull` and `bowline doctor`.
+//! The admin service: what an operator needs beyond CRI. Used by `bowline image`, `pull`, `doctor`,
+//! `ops` and `top`.
 
 mod archive;
 mod leftovers;
 
+use std::collections::BTreeMap;
+use std::time::Duration;
+
 use bowline_cri_proto::admin::admin_service_server::{AdminService, AdminServiceServer};
 use bowline_cri_proto::admin::{
-    ExportRequest, ExportResponse, ImportRequest, ImportResponse, LeftoversRequest, LeftoversResponse, Pull,
-    PullProgressRequest, PullProgressResponse, PullStage,
+    ExportRequest, ExportResponse, ImportRequest, ImportResponse, LeftoversRequest, LeftoversResponse,
+    Operation, OperationStage, OperationsRequest, OperationsResponse, Pull, PullProgressRequest,
+    PullProgressResponse, PullStage,
 };
 use bowline_image::{PullProgress, Stage};
 use bowline_pods::Pods;
@@ -52,8 +57,38 @@ impl AdminService for AdminCalls {
         Ok(Response::new(PullProgressResponse { pulls }))
     }
 
+    async fn operations(
+        &self,
+        _: Request<OperationsRequest>,
+    ) -> Result<Response<OperationsResponse>, Status> {
+        let operations = self.pods.operations().into_iter().map(under_way).collect();
+        Ok(Response::new(OperationsResponse { operations }))
+    }
+
     async fn leftovers(&self, _: Request<LeftoversRequest>) -> Result<Response<LeftoversResponse>, Status> {
         leftovers::leftovers(&self.pods).await.map(Response::new)
+    }
+}
+
+/// How many leftovers there are of each kind.
+pub(crate) async fn leftover_counts(pods: &Pods) -> Result<BTreeMap<String, u64>, Status> {
+    let mut counts = BTreeMap::new();
+    for leftover in leftovers::leftovers(pods).await?.leftovers {
+        *counts.entry(leftover.kind).or_default() += 1;
+    }
+    Ok(counts)
+}
+
+fn under_way(operation: bowline_pods::Operation) -> Operation {
+    let stage =
+        |(name, age): (&str, Duration)| OperationStage { name: name.into(), age_ms: age.as_millis() as u64 };
+    Operation {
+        number: operation.number,
+        kind: operation.kind.into(),
+        id: operation.id,
+        name: operation.name,
+        age_ms: operation.age.as_millis() as u64,
+        stages: operation.stages.into_iter().map(stage).collect(),
     }
 }
 

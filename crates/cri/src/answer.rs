@@ -1,4 +1,4 @@
-//! What every call has in common: it is answered, and it is told in the log.
+//! What every call has in common: it is answered, counted, and told in the log.
 
 use std::time::Instant;
 
@@ -12,7 +12,10 @@ pub(crate) async fn answer<T>(
 ) -> Result<Response<T>, Status> {
     let began = Instant::now();
     let outcome = outcome.await;
-    let millis = began.elapsed().as_millis() as u64;
+    let took = began.elapsed();
+    let code = outcome.as_ref().map_or_else(Status::code, |_| Code::Ok);
+    crate::calls::count(call, code, took);
+    let millis = took.as_millis() as u64;
     match &outcome {
         Ok(_) => tracing::debug!(call, millis, "answered"),
         Err(status) if is_ours(status.code()) => {

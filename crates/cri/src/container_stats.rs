@@ -13,7 +13,7 @@ pub(crate) async fn container_stats(
     request: v1::ContainerStatsRequest,
 ) -> Result<v1::ContainerStatsResponse, Status> {
     let container = find::container(pods, &request.container_id)?;
-    let measured = pods.stats(std::slice::from_ref(&container)).await;
+    let measured = pods.stats(vec![container.clone()]).await;
     let stats = match measured.first() {
         Some((view, measured)) => stats::to_cri(view, measured),
         None => v1::ContainerStats { attributes: Some(stats::attributes(&container)), ..Default::default() },
@@ -25,12 +25,11 @@ pub(crate) async fn container_stats(
 pub(crate) async fn list_container_stats(
     pods: &Pods,
     filter: Option<v1::ContainerStatsFilter>,
-) -> Result<v1::ListContainerStatsResponse, Status> {
+) -> Result<Vec<v1::ContainerStats>, Status> {
     let filter = filter.unwrap_or_default();
     let mut found =
         list_containers::matching(pods, &filter.id, &filter.pod_sandbox_id, &filter.label_selector)?;
     found.retain(|view| view.life.pid().is_some());
-    let measured = pods.stats(&found).await;
-    let stats = measured.iter().map(|(view, measured)| stats::to_cri(view, measured)).collect();
-    Ok(v1::ListContainerStatsResponse { stats })
+    let measured = pods.stats(found).await;
+    Ok(measured.iter().map(|(view, measured)| stats::to_cri(view, measured)).collect())
 }

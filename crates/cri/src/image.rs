@@ -3,9 +3,11 @@
 use bowline_cri_proto::v1;
 use bowline_cri_proto::v1::image_service_server::ImageService;
 use bowline_image::Images;
+use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
 
 use crate::answer::answer;
+use crate::batches::batches;
 use crate::codes;
 use crate::convert::image;
 use crate::image_fs_info::image_fs_info;
@@ -24,7 +26,22 @@ impl ImageService for ImageCalls {
         &self,
         request: Request<v1::ListImagesRequest>,
     ) -> Result<Response<v1::ListImagesResponse>, Status> {
-        answer("ListImages", async { Ok(list_images(&self.images, request.into_inner().filter)) }).await
+        answer("ListImages", async {
+            let images = list_images(&self.images, request.into_inner().filter).collect();
+            Ok(v1::ListImagesResponse { images })
+        })
+        .await
+    }
+
+    async fn stream_images(
+        &self,
+        request: Request<v1::StreamImagesRequest>,
+    ) -> Result<Response<BoxStream<v1::StreamImagesResponse>>, Status> {
+        answer("StreamImages", async {
+            let found = list_images(&self.images, request.into_inner().filter);
+            Ok(batches(found, |images| v1::StreamImagesResponse { images }))
+        })
+        .await
     }
 
     async fn image_status(

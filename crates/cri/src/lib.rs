@@ -16,11 +16,14 @@
 
 pub mod admin;
 mod answer;
+mod batches;
+mod calls;
 mod codes;
 mod container_stats;
 mod container_status;
 mod convert;
 mod create_container;
+mod events;
 mod exec_sync;
 mod find;
 mod image;
@@ -29,7 +32,10 @@ mod image_status;
 mod list_containers;
 mod list_images;
 mod list_pod_sandbox;
+mod metrics;
+mod pod_sandbox_stats;
 mod pod_sandbox_status;
+mod prometheus;
 mod pull_image;
 mod run_pod_sandbox;
 mod runtime;
@@ -37,6 +43,7 @@ mod status;
 mod stop_container;
 mod stream;
 mod update_container_resources;
+mod update_pod_sandbox_resources;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -47,6 +54,7 @@ use bowline_pods::Pods;
 use bowline_streaming::Streaming;
 
 pub use image::ImageCalls;
+pub use prometheus::Exporter;
 pub use runtime::RuntimeCalls;
 
 /// The longest message either way: what the kubelet is ready to receive. A longer answer becomes an error that says so

@@ -14,16 +14,13 @@ use crate::find;
 pub(crate) fn list_containers(
     pods: &Pods,
     filter: Option<v1::ContainerFilter>,
-) -> Result<v1::ListContainersResponse, Status> {
+) -> Result<impl Iterator<Item = v1::Container> + Send + use<>, Status> {
     let filter = filter.unwrap_or_default();
-    let found = matching(pods, &filter.id, &filter.pod_sandbox_id, &filter.label_selector)?;
+    let mut found = matching(pods, &filter.id, &filter.pod_sandbox_id, &filter.label_selector)?;
     let wanted = filter.state.map(|wanted| wanted.state);
-    let containers = found
-        .iter()
-        .filter(|view| wanted.is_none_or(|state| state == i32::from(view::container_state(&view.life))))
-        .map(|view| view::container(view, pods.images()))
-        .collect();
-    Ok(v1::ListContainersResponse { containers })
+    found.retain(|view| wanted.is_none_or(|state| state == i32::from(view::container_state(&view.life))));
+    let images = pods.images().clone();
+    Ok(found.into_iter().map(move |view| view::container(&view, &images)))
 }
 
 /// The containers with this id, of this pod (both may be beginnings, empty means any) and with these labels.

@@ -11,14 +11,14 @@ use crate::find;
 pub(crate) fn list_pod_sandbox(
     pods: &Pods,
     filter: Option<v1::PodSandboxFilter>,
-) -> Result<v1::ListPodSandboxResponse, Status> {
+) -> Result<impl Iterator<Item = v1::PodSandbox> + Send + use<>, Status> {
     let filter = filter.unwrap_or_default();
-    let views = match filter.id.as_str() {
+    let mut views = match filter.id.as_str() {
         "" => pods.views().pods(),
-        id => find::filtered(pods.views().pod(id))?.into_iter().collect(),
+        id => find::filtered(pods.views().pod(id))?.into_iter().collect::<Vec<_>>(),
     };
-    let items = views.iter().filter(|pod| fits(&filter, pod)).map(|pod| view::pod(pod)).collect();
-    Ok(v1::ListPodSandboxResponse { items })
+    views.retain(|pod| fits(&filter, pod));
+    Ok(views.into_iter().map(|pod| view::pod(&pod)))
 }
 
 /// All but the id.

@@ -31,9 +31,16 @@ fn info(pod: &PodView) -> Value {
         "pid": pod.monitor,
         "processStatus": if pod.ready { "running" } else { "stopped" },
         "netNamespaceClosed": pod.monitor == 0,
+        // There is no pause container, so no image of one.
+        "image": "",
+        "snapshotKey": "",
+        "snapshotter": "overlayfs",
         "runtimeHandler": pod.spec.runtime_handler,
         "runtimeType": "bowline",
+        "runtimeOptions": Value::Null,
         "cgroup": &*pod.cgroup,
+        "overhead": pod.resources.overhead,
+        "resources": pod.resources.sum,
         "cniResult": serde_json::from_str::<Value>(&pod.cni_result).unwrap_or(Value::Null),
         "runtimeSpec": {
             "hostname": pod.spec.hostname,

@@ -6,20 +6,26 @@ use bowline_cri_proto::v1;
 use bowline_cri_proto::v1::runtime_service_server::RuntimeService;
 use bowline_pods::Pods;
 use bowline_streaming::Streaming;
+use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
 
 use crate::answer::answer;
+use crate::batches::batches;
 use crate::container_stats::{container_stats, list_container_stats};
 use crate::container_status::container_status;
 use crate::create_container::create_container;
+use crate::events::container_events;
 use crate::exec_sync::exec_sync;
 use crate::list_containers::list_containers;
 use crate::list_pod_sandbox::list_pod_sandbox;
+use crate::metrics::{list_metric_descriptors, list_pod_sandbox_metrics};
+use crate::pod_sandbox_stats::{list_pod_sandbox_stats, pod_sandbox_stats};
 use crate::pod_sandbox_status::pod_sandbox_status;
 use crate::run_pod_sandbox::run_pod_sandbox;
 use crate::status::status;
 use crate::stop_container::stop_container;
 use crate::update_container_resources::update_container_resources;
+use crate::update_pod_sandbox_resources::update_pod_sandbox_resources;
 use crate::{ServerInfo, codes, find, stream};
 
 /// The calls of RuntimeService.
@@ -109,7 +115,22 @@ impl RuntimeService for RuntimeCalls {
         &self,
         request: Request<v1::ListPodSandboxRequest>,
     ) -> Answer<v1::ListPodSandboxResponse> {
-        answer("ListPodSandbox", async { list_pod_sandbox(&self.pods, request.into_inner().filter) }).await
+        answer("ListPodSandbox", async {
+            let items = list_pod_sandbox(&self.pods, request.into_inner().filter)?.collect();
+            Ok(v1::ListPodSandboxResponse { items })
+        })
+        .await
+    }
+
+    async fn stream_pod_sandboxes(
+        &self,
+        request: Request<v1::StreamPodSandboxesRequest>,
+    ) -> Answer<BoxStream<v1::StreamPodSandboxesResponse>> {
+        answer("StreamPodSandboxes", async {
+            let found = list_pod_sandbox(&self.pods, request.into_inner().filter)?;
+            Ok(batches(found, |pod_sandboxes| v1::StreamPodSandboxesResponse { pod_sandboxes }))
+        })
+        .await
     }
 
     async fn create_container(
@@ -157,7 +178,22 @@ impl RuntimeService for RuntimeCalls {
         &self,
         request: Request<v1::ListContainersRequest>,
     ) -> Answer<v1::ListContainersResponse> {
-        answer("ListContainers", async { list_containers(&self.pods, request.into_inner().filter) }).await
+        answer("ListContainers", async {
+            let containers = list_containers(&self.pods, request.into_inner().filter)?.collect();
+            Ok(v1::ListContainersResponse { containers })
+        })
+        .await
+    }
+
+    async fn stream_containers(
+        &self,
+        request: Request<v1::StreamContainersRequest>,
+    ) -> Answer<BoxStream<v1::StreamContainersResponse>> {
+        answer("StreamContainers", async {
+            let found = list_containers(&self.pods, request.into_inner().filter)?;
+            Ok(batches(found, |containers| v1::StreamContainersResponse { containers }))
+        })
+        .await
     }
 
     async fn container_status(
@@ -219,7 +255,98 @@ impl RuntimeService for RuntimeCalls {
         &self,
         request: Request<v1::ListContainerStatsRequest>,
     ) -> Answer<v1::ListContainerStatsResponse> {
-        answer("ListContainerStats", list_container_stats(&self.pods, request.into_inner().filter)).await
+        answer("ListContainerStats", async {
+            let stats = list_container_stats(&self.pods, request.into_inner().filter).await?;
+            Ok(v1::ListContainerStatsResponse { stats })
+        })
+        .await
+    }
+
+    async fn stream_container_stats(
+        &self,
+        request: Request<v1::StreamContainerStatsRequest>,
+    ) -> Answer<BoxStream<v1::StreamContainerStatsResponse>> {
+        answer("StreamContainerStats", async {
+            let stats = list_container_stats(&self.pods, request.into_inner().filter).await?;
+            let wrap = |container_stats| v1::StreamContainerStatsResponse { container_stats };
+            Ok(batches(stats.into_iter(), wrap))
+        })
+        .await
+    }
+
+    async fn pod_sandbox_stats(
+        &self,
+        request: Request<v1::PodSandboxStatsRequest>,
+    ) -> Answer<v1::PodSandboxStatsResponse> {
+        answer("PodSandboxStats", pod_sandbox_stats(&self.pods, request.into_inner())).await
+    }
+
+    async fn list_pod_sandbox_stats(
+        &self,
+        request: Request<v1::ListPodSandboxStatsRequest>,
+    ) -> Answer<v1::ListPodSandboxStatsResponse> {
+        answer("ListPodSandboxStats", async {
+            let stats = list_pod_sandbox_stats(&self.pods, request.into_inner().filter).await?;
+            Ok(v1::ListPodSandboxStatsResponse { stats })
+        })
+        .await
+    }
+
+    async fn stream_pod_sandbox_stats(
+        &self,
+        request: Request<v1::StreamPodSandboxStatsRequest>,
+    ) -> Answer<BoxStream<v1::StreamPodSandboxStatsResponse>> {
+        answer("StreamPodSandboxStats", async {
+            let stats = list_pod_sandbox_stats(&self.pods, request.into_inner().filter).await?;
+            let wrap = |pod_sandbox_stats| v1::StreamPodSandboxStatsResponse { pod_sandbox_stats };
+            Ok(batches(stats.into_iter(), wrap))
+        })
+        .await
+    }
+
+    async fn get_container_events(
+        &self,
+        _: Request<v1::GetEventsRequest>,
+    ) -> Answer<BoxStream<v1::ContainerEventResponse>> {
+        answer("GetContainerEvents", async { Ok(container_events(&self.pods)) }).await
+    }
+
+    async fn list_metric_descriptors(
+        &self,
+        _: Request<v1::ListMetricDescriptorsRequest>,
+    ) -> Answer<v1::ListMetricDescriptorsResponse> {
+        answer("ListMetricDescriptors", async { Ok(list_metric_descriptors(&self.pods)) }).await
+    }
+
+    async fn list_pod_sandbox_metrics(
+        &self,
+        _: Request<v1::ListPodSandboxMetricsRequest>,
+    ) -> Answer<v1::ListPodSandboxMetricsResponse> {
+        answer("ListPodSandboxMetrics", async {
+            let pod_metrics = list_pod_sandbox_metrics(&self.pods).await;
+            Ok(v1::ListPodSandboxMetricsResponse { pod_metrics })
+        })
+        .await
+    }
+
+    async fn stream_pod_sandbox_metrics(
+        &self,
+        _: Request<v1::StreamPodSandboxMetricsRequest>,
+    ) -> Answer<BoxStream<v1::StreamPodSandboxMetricsResponse>> {
+        answer("StreamPodSandboxMetrics", async {
+            let metrics = list_pod_sandbox_metrics(&self.pods).await;
+            let wrap = |pod_sandbox_metrics| v1::StreamPodSandboxMetricsResponse { pod_sandbox_metrics };
+            Ok(batches(metrics.into_iter(), wrap))
+        })
+        .await
+    }
+
+    async fn update_pod_sandbox_resources(
+        &self,
+        request: Request<v1::UpdatePodSandboxResourcesRequest>,
+    ) -> Answer<v1::UpdatePodSandboxResourcesResponse> {
+        let done = update_pod_sandbox_resources(&self.pods, request.into_inner());
+        answer("UpdatePodSandboxResources", done).await
     }
 }
 

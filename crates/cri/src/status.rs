@@ -20,7 +20,7 @@ pub(crate) fn status(pods: &Pods, server: &ServerInfo, verbose: bool) -> v1::Sta
     };
     v1::StatusResponse {
         status: Some(v1::RuntimeStatus { conditions }),
-        info: if verbose { info(server) } else { BTreeMap::new() },
+        info: if verbose { info(server, &pods.cni().status()) } else { BTreeMap::new() },
         // The empty name is the default handler.
         runtime_handlers: vec![v1::RuntimeHandler { name: String::new(), features: Some(features) }],
         features: Some(v1::RuntimeFeatures {
@@ -40,7 +40,7 @@ fn network(status: NetworkStatus) -> v1::RuntimeCondition {
 }
 
 /// For `crictl info`. A value that starts with a brace is a JSON object; crictl counts on it.
-fn info(server: &ServerInfo) -> BTreeMap<String, String> {
+fn info(server: &ServerInfo, network: &NetworkStatus) -> BTreeMap<String, String> {
     let config = json!({
         "stateDir": server.state,
         "rootDir": server.root,
@@ -49,7 +49,17 @@ fn info(server: &ServerInfo) -> BTreeMap<String, String> {
     BTreeMap::from([
         ("config".to_owned(), config.to_string()),
         ("version".to_owned(), server.version.clone()),
+        // What tools for containerd look at: "OK", or why there is no network.
+        ("lastCNILoadStatus".to_owned(), load_status(network)),
     ])
+}
+
+fn load_status(network: &NetworkStatus) -> String {
+    match network {
+        NetworkStatus::Ready { .. } => "OK".to_owned(),
+        // A value that begins with a brace would be taken for JSON.
+        NetworkStatus::NotReady { reason, message } => format!("{reason}: {message}"),
+    }
 }
 
 #[cfg(test)]
@@ -73,7 +83,10 @@ mod tests {
             root: "/var/x".into(),
             settings: json!({}),
         };
-        let config: serde_json::Value = serde_json::from_str(&info(&server)["config"]).unwrap();
+        let network = NetworkStatus::NotReady { reason: "NetworkPluginNotReady", message: "none".into() };
+        let info = info(&server, &network);
+        let config: serde_json::Value = serde_json::from_str(&info["config"]).unwrap();
+        assert_eq!(info["lastCNILoadStatus"], "NetworkPluginNotReady: none");
         assert_eq!((&config["stateDir"], &config["rootDir"]), (&json!("/run/x"), &json!("/var/x")));
     }
 }

@@ -130,7 +130,7 @@ fn open(root: BorrowedFd<'_>, path: &CStr) -> io::Result<OwnedFd> {
 }
 
 /// Opens the folder, making it and missing parents. A new cpuset group of v1 has no CPUs and takes no process, so
-/// each one made here gets its parent's.
+/// each one made here gets its parent's; a new group of v2 has the controllers that its parents hand down.
 fn make(root: BorrowedFd<'_>, path: &CStr) -> io::Result<OwnedFd> {
     match rustix::fs::mkdirat(root, path, Mode::from_raw_mode(0o755)) {
         Ok(()) => {}
@@ -138,11 +138,7 @@ fn make(root: BorrowedFd<'_>, path: &CStr) -> io::Result<OwnedFd> {
         // Parents are looked at only where one is missing: most of the time they are there.
         Err(Errno::NOENT) => {
             let parent = parent(path).ok_or(Errno::NOENT)?;
-            let parent = make(root, &parent)?;
-            // On v2 a group has only the controllers that its parent hands down.
-            if is_unified(parent.as_fd()) {
-                hand_down_controllers(parent.as_fd());
-            }
+            make(root, &parent)?;
             match rustix::fs::mkdirat(root, path, Mode::from_raw_mode(0o755)) {
                 Ok(()) | Err(Errno::EXIST) => {}
                 Err(errno) => return Err(errno.into()),
@@ -150,7 +146,11 @@ fn make(root: BorrowedFd<'_>, path: &CStr) -> io::Result<OwnedFd> {
         }
         Err(errno) => return Err(errno.into()),
     }
-    open(root, path).and_then(with_cpus)
+    let folder = open(root, path)?;
+    if lacks_controllers(root, folder.as_fd()) {
+        hand_down_to(root, path);
+    }
+    with_cpus(folder)
 }
 
 /// The folder above; `None` for the topmost.
@@ -166,13 +166,37 @@ fn with_cpus(folder: OwnedFd) -> io::Result<OwnedFd> {
     Ok(folder)
 }
 
-/// Enables for the groups below whatever the group itself has. A controller that cannot be handed down (its group has
-/// processes, say) shows as a missing file when a limit is written, and is reported then.
+/// Whether a group of v2 has fewer controllers than the hierarchy. Its parent may be somebody else's who enabled
+/// none: the kubelet does so for its own groups down to the pod's, and leaves the pod's to us.
+fn lacks_controllers(root: BorrowedFd<'_>, folder: BorrowedFd<'_>) -> bool {
+    let (mut all, mut own) = ([0u8; 1024], [0u8; 1024]);
+    // cgroup v1 has no such file.
+    let Ok(own_len) = read_file(folder, c"cgroup.controllers", &mut own) else { return false };
+    let Ok(all_len) = read_file(root, c"cgroup.controllers", &mut all) else { return false };
+    all[..all_len] != own[..own_len]
+}
+
+/// Enables in every group above `path`, from the top, whatever that group itself has. A controller that cannot be
+/// handed down (its group has processes, say) shows as a missing file when a limit is written, and is reported then.
+fn hand_down_to(root: BorrowedFd<'_>, path: &CStr) {
+    if let Some(parent) = parent(path) {
+        hand_down_to(root, &parent);
+        let _ = open(root, &parent).map(|folder| hand_down_controllers(folder.as_fd()));
+    } else {
+        hand_down_controllers(root);
+    }
+}
+
 fn hand_down_controllers(folder: BorrowedFd<'_>) {
-    let mut names = [0u8; 1024];
+    let (mut names, mut there) = ([0u8; 1024], [0u8; 1024]);
     let Ok(len) = read_file(folder, c"cgroup.controllers", &mut names) else { return };
+    let there_len = read_file(folder, c"cgroup.subtree_control", &mut there).unwrap_or(0);
     for name in names[..len].split(|byte| byte.is_ascii_whitespace()).filter(|name| !name.is_empty()) {
-        let _ = write_file(folder, c"cgroup.subtree_control", &[b"+", name].concat());
+        let is_there = there[..there_len].split(|byte| byte.is_ascii_whitespace()).any(|other| other == name);
+        // The kernel takes its locks for a write that changes nothing too.
+        if !is_there {
+            let _ = write_file(folder, c"cgroup.subtree_control", &[b"+", name].concat());
+        }
     }
 }
 

@@ -43,6 +43,7 @@ pub(crate) fn run(prepared: &Prepared<'_>) -> Infallible {
 
 /// The same for one that is in its user, mount, PID and cgroup namespace already.
 pub(crate) fn run_inside(prepared: &Prepared<'_>) -> Infallible {
+    rustix::process::umask(Mode::empty());
     let walked = process::become_root().map_err(io_at(Stage::Credentials, 7)).and_then(|()| go_on(prepared));
     if let Err(failure) = walked {
         report::send_failure(prepared.sync, failure);
@@ -53,6 +54,8 @@ pub(crate) fn run_inside(prepared: &Prepared<'_>) -> Infallible {
 fn walk(prepared: &Prepared<'_>) -> Outcome {
     let plan = prepared.request.plan;
     process::reset_signals();
+    // What is made on the way has the modes that the plan says; the container's own umask comes with its credentials.
+    rustix::process::umask(Mode::empty());
     if prepared.late.is_some() {
         // Already here, since it is going to wait for its launcher.
         die_with_launcher(prepared)?;

@@ -113,22 +113,11 @@ fn run(prepared: &Prepared<'_>, root: BorrowedFd<'_>, index: usize, masks: &mut 
                 Err(Errno::EXIST) => return Ok(()),
                 Err(errno) => return Err(errno),
             }
-            // mknod obeys the umask; the plan does not.
-            let made = rustix::fs::openat(
-                &parent,
-                name.as_c_str(),
-                OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-                Mode::empty(),
-            )?;
-            rustix::fs::chmodat(
-                &parent,
-                name.as_c_str(),
-                Mode::from_raw_mode(mode & 0o7777),
-                AtFlags::empty(),
-            )?;
             if (*uid, *gid) == (0, 0) {
                 return Ok(());
             }
+            let made = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let made = rustix::fs::openat(&parent, name.as_c_str(), made, Mode::empty())?;
             let (uid, gid) = (rustix::fs::Uid::from_raw(*uid), rustix::fs::Gid::from_raw(*gid));
             rustix::fs::chownat(&made, c"", Some(uid), Some(gid), AtFlags::EMPTY_PATH)
         }
@@ -365,13 +354,21 @@ pub(crate) fn find_or_make(root: BorrowedFd<'_>, path: &CStr, make: Make) -> Res
         other => return other,
     }
     let bytes = path.to_bytes();
-    let mut folder = open(root, c"/", flags)?;
-    let mut at = 0;
+    // Mostly just the last one is missing: where its parent is there, there is no need to look from the top.
+    let (mut folder, mut at) = match parent_end(bytes) {
+        Some(end) => match open(root, Name::new(&bytes[..end])?.as_c_str(), flags) {
+            Ok(parent) => (parent, end),
+            Err(Errno::NOENT) => (open(root, c"/", flags)?, 0),
+            Err(errno) => return Err(errno),
+        },
+        None => (open(root, c"/", flags)?, 0),
+    };
     while let Some((start, end)) = next_component(bytes, at) {
         at = end;
         let last = next_component(bytes, end).is_none();
         let prefix = Name::new(&bytes[..end])?;
-        match open(root, prefix.as_c_str(), flags) {
+        // That the whole path is missing was seen above.
+        match if last { Err(Errno::NOENT) } else { open(root, prefix.as_c_str(), flags) } {
             Ok(found) => {
                 folder = found;
                 continue;
@@ -389,6 +386,14 @@ pub(crate) fn find_or_make(root: BorrowedFd<'_>, path: &CStr, make: Make) -> Res
         folder = open(root, prefix.as_c_str(), flags)?;
     }
     Ok(folder)
+}
+
+/// Where the parent's path ends; `None` if that is the root.
+fn parent_end(bytes: &[u8]) -> Option<usize> {
+    let last = bytes.iter().rposition(|byte| *byte != b'/')?;
+    let slash = bytes[..last].iter().rposition(|byte| *byte == b'/')?;
+    let end = bytes[..slash].iter().rposition(|byte| *byte != b'/')?;
+    Some(end + 1)
 }
 
 fn next_component(bytes: &[u8], from: usize) -> Option<(usize, usize)> {

@@ -42,7 +42,8 @@ pub fn merged_resources(old: &Resources, change: &Resources) -> Resources {
         cpu_shares: number(old.cpu_shares, change.cpu_shares),
         memory_limit: number(old.memory_limit, change.memory_limit),
         memory_swap_limit: number(old.memory_swap_limit, change.memory_swap_limit),
-        oom_score_adj: number(old.oom_score_adj, change.oom_score_adj),
+        // Set on a process when it starts, as in the peers: what is told stays what is in force.
+        oom_score_adj: old.oom_score_adj,
         cpuset_cpus: text(&old.cpuset_cpus, &change.cpuset_cpus),
         cpuset_mems: text(&old.cpuset_mems, &change.cpuset_mems),
         hugepage_limits: old.hugepage_limits.clone(),

@@ -22,12 +22,13 @@ use tokio::time::Instant;
 use crate::connect::Network;
 use crate::create::{Made, Order};
 use crate::error::doing;
+use crate::events::PodEventKind;
 use crate::exec::Ticket;
 use crate::monitor::{Heard, Monitor};
 use crate::shared::{Shared, blocking, now, random_id};
 use crate::start::{Started, start};
 use crate::view::PodView;
-use crate::{PodError, run_pod, stop_pod};
+use crate::{PodError, operations, run_pod, stop_pod};
 
 mod containers;
 mod pod;
@@ -74,6 +75,11 @@ pub(crate) enum Command {
     Update {
         id: ContainerId,
         resources: Box<Resources>,
+        reply: Reply<()>,
+    },
+    UpdatePod {
+        overhead: Option<Box<Resources>>,
+        sum: Option<Box<Resources>>,
         reply: Reply<()>,
     },
     StopPod {
@@ -137,6 +143,8 @@ pub(crate) struct Container {
     /// The removal itself runs.
     removal: bool,
     wake_at: Option<i64>,
+    /// The stop that is under way.
+    stop: Option<operations::Guard>,
 }
 
 /// A container on its way to be.
@@ -175,16 +183,21 @@ pub(crate) fn spawn(shared: Arc<Shared>, id: SandboxId, spec: Arc<PodSpec>) -> A
     let (tell, born) = watch::channel(None);
     let handle = ActorHandle { id: id.clone(), spec: spec.clone(), commands, born };
     tokio::spawn(async move {
-        match run_pod::bring_up(&shared, &id, &spec).await {
+        let up = run_pod::bring_up(&shared, &id, &spec);
+        let up = shared.operations.run("RunPodSandbox", &id, &spec.metadata.name, up);
+        match up.await {
             Ok(up) => {
                 let actor = Actor::new(shared, spec, up.record, Some((up.monitor, up.heard)), receiver);
                 actor.show();
+                actor.tell(PodEventKind::Created);
+                actor.tell(PodEventKind::Started);
                 tell.send_replace(Some(Ok(())));
                 actor.serve().await;
             }
             Err((error, Some(record))) => {
                 let actor = Actor::new(shared, spec, record, None, receiver);
                 actor.show();
+                actor.tell(PodEventKind::Created);
                 tell.send_replace(Some(Err(error)));
                 actor.serve().await;
             }
@@ -297,6 +310,7 @@ impl Actor {
             Command::Exec { id, reply } => drop(reply.send(self.ticket(&id))),
             Command::Network { reply } => drop(reply.send(self.network())),
             Command::Update { id, resources, reply } => self.update(&id, *resources, reply),
+            Command::UpdatePod { overhead, sum, reply } => self.update_pod(overhead, sum, reply),
             Command::StopPod { reply } => self.stop_pod(reply),
             Command::RemovePod { reply } => self.remove_pod(reply),
             Command::Quiesce { reply } => self.quiesce.push(reply),
@@ -372,7 +386,13 @@ impl Actor {
             cni_result: network.map_or("", |network| &network.result).into(),
             monitor: if self.monitor.is_some() { self.record.monitor } else { 0 },
             cgroup: self.record.cgroup.as_str().into(),
+            resources: self.record.resources.clone(),
         });
+    }
+
+    /// Tells of the pod itself; the record and the view come first.
+    fn tell(&self, kind: PodEventKind) {
+        self.shared.events.pod(&self.shared.views, kind, &self.record.id, None);
     }
 
     fn record_pod(&self) {

@@ -15,12 +15,14 @@ use crate::actor::{self, ActorHandle, Command};
 use crate::attach::{AttachCall, Attached, attach};
 use crate::connect::{Connection, connect};
 use crate::error::doing;
+use crate::events::Subscription;
 use crate::exec::{ExecCall, ExecOutput, Running, exec, exec_sync};
 use crate::host::Host;
 use crate::monitor::Program;
+use crate::operations::{Operation, Timing};
 use crate::shared::{Shared, blocking, now, random_id};
-use crate::stats::{self, Stats};
-use crate::view::{ContainerView, Views};
+use crate::stats::{self, PodFigures, PodStats, Sources, Stats};
+use crate::view::{ContainerView, PodView, Views};
 use crate::{PodError, base, files, recover};
 
 /// How pods are set up.
@@ -250,6 +252,8 @@ impl Pods {
     ) -> Result<ExecOutput, PodError> {
         let actor = self.actor_of(id)?;
         let ticket = ask(&actor, |reply| Command::Exec { id: id.clone(), reply }).await?;
+        // The command line may hold secrets; the container is enough.
+        let _stay = self.0.operations.begin("ExecSync", id, "");
         exec_sync(ticket, command, timeout).await
     }
 
@@ -285,9 +289,62 @@ impl Pods {
         ask(&actor, |reply| Command::Update { id: id.clone(), resources: Box::new(resources), reply }).await
     }
 
+    /// Takes note of what a whole pod is to have; its cgroup is whose parent it is.
+    pub async fn update_pod_resources(
+        &self,
+        id: &SandboxId,
+        overhead: Option<Resources>,
+        sum: Option<Resources>,
+    ) -> Result<(), PodError> {
+        let missing = || PodError::NotFound { what: "pod sandbox", id: id.to_string() };
+        let actor = self.actor(id).ok_or_else(missing)?;
+        let (overhead, sum) = (overhead.map(Box::new), sum.map(Box::new));
+        ask(&actor, |reply| Command::UpdatePod { overhead, sum, reply }).await
+    }
+
     /// What these containers use; those that could not be read are left out.
-    pub async fn stats(&self, containers: &[Arc<ContainerView>]) -> Vec<(Arc<ContainerView>, Stats)> {
+    pub async fn stats(&self, containers: Vec<Arc<ContainerView>>) -> Vec<(Arc<ContainerView>, Stats)> {
         stats::stats(&self.0, containers).await
+    }
+
+    /// What these pods use, with those of their running containers that could be read.
+    pub async fn pod_stats(&self, pods: Vec<Arc<PodView>>) -> Vec<(Arc<PodView>, PodStats)> {
+        stats::pod_stats(&self.0, pods).await
+    }
+
+    /// Everything about these pods and their running containers that there is a metric for.
+    pub async fn figures(&self, pods: Vec<Arc<PodView>>) -> Vec<PodFigures> {
+        stats::figures(&self.0, pods).await
+    }
+
+    /// Which of these figures this host has.
+    pub fn sources(&self) -> Sources {
+        Sources::of(&self.0.host)
+    }
+
+    /// What is under way, the oldest first.
+    pub fn operations(&self) -> Vec<Operation> {
+        self.0.operations.list()
+    }
+
+    /// What operations and their stages took so far, by kind and stage; the empty stage is the whole operation.
+    pub fn timings(&self) -> Vec<(&'static str, &'static str, Timing)> {
+        self.0.operations.timings()
+    }
+
+    /// How many events there were, and how many listen.
+    pub fn event_counts(&self) -> (u64, usize) {
+        (self.0.events.count(), self.0.events.readers())
+    }
+
+    /// Listens to what happens from now on.
+    pub fn events(&self) -> Subscription {
+        self.0.events.subscribe()
+    }
+
+    /// Ends the streams of all who listen: the daemon goes down, and waits for nobody who waits for ever.
+    pub fn end_events(&self) {
+        self.0.events.close();
     }
 
     /// The OCI runtime spec of a container, as JSON.

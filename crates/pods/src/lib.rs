@@ -26,12 +26,15 @@ mod connect;
 mod create;
 mod devices;
 mod error;
+mod events;
 mod exec;
 mod files;
 mod handle;
 mod host;
+pub mod kernel;
 mod monitor;
 mod netns;
+mod operations;
 mod paths;
 mod recover;
 mod run_pod;
@@ -46,8 +49,13 @@ mod volumes;
 pub use attach::{AttachCall, Attached, InputCloser, Parting};
 pub use connect::Connection;
 pub use error::{PodError, chain};
+pub use events::{NextEvent, PodEvent, PodEventKind, Subscription};
 pub use exec::{ExecCall, ExecOutput, Running, Streams};
 pub use handle::{Pods, PodsConfig};
 pub use host::{Host, cgroups};
-pub use stats::{MemoryStats, Stats, WritableStats};
+pub use operations::{BOUNDS_MS, Operation, Timing};
+pub use stats::{
+    BlockIo, ContainerFigures, Disk, Figures, GroupStats, HugePages, InterfaceStats, MemoryStats, PodFigures,
+    PodStats, Pressure, Psi, PsiLine, Sources, Stats, SwapStats, WritableStats,
+};
 pub use view::{ContainerView, PodView, Views};

@@ -36,8 +36,10 @@ pub(crate) async fn recover(shared: &Arc<Shared>) -> Result<(), PodError> {
     let mut pods = JoinSet::new();
     for (record, containers) in loaded.pods {
         shared.seen_created(record.created_at);
+        shared.events.seen(record.created_at);
         for container in &containers {
             shared.seen_created(container.created_at);
+            shared.events.seen(last_time(container));
             hold(shared, container);
         }
         let shared = shared.clone();
@@ -81,6 +83,16 @@ async fn sweep(shared: &Arc<Shared>) {
         shared.dying_links.notify_one();
     });
     let _ = swept.await;
+}
+
+/// The last time that a record knows of.
+fn last_time(container: &ContainerRecord) -> i64 {
+    let changed = match &container.life {
+        LifeRecord::Created | LifeRecord::Starting => 0,
+        LifeRecord::Running { started_at, .. } => *started_at,
+        LifeRecord::Exited(exit) => exit.finished_at,
+    };
+    changed.max(container.created_at)
 }
 
 fn hold(shared: &Shared, container: &ContainerRecord) {

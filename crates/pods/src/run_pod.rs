@@ -24,6 +24,7 @@ use tokio::sync::mpsc;
 use crate::error::doing;
 use crate::files::{self, PodFiles};
 use crate::monitor::{self, Heard, Monitor};
+use crate::operations::stage;
 use crate::shared::{Shared, blocking};
 use crate::{PodError, netns};
 
@@ -55,6 +56,7 @@ pub(crate) async fn bring_up(
         network: None,
         monitor: 0,
         cgroup_made: missing_folders(shared, &cgroup),
+        resources: Default::default(),
         cgroup,
     };
     match steps(shared, record.clone()).await {
@@ -148,6 +150,7 @@ async fn steps(shared: &Arc<Shared>, mut record: PodRecord) -> Result<Up, PodErr
     record.monitor = pid;
     record.network = attached?;
     let monitor = uncommitted.monitor.clone();
+    let _stage = stage("commit");
     // From here on it stays when we go: what is in its socket it reads before it sees the end. A record that cannot be
     // written still ends it.
     let commit = monitor.call(Request::Commit, &[]);
@@ -171,6 +174,7 @@ async fn steps(shared: &Arc<Shared>, mut record: PodRecord) -> Result<Up, PodErr
 /// The intent, and the pod's folder. The intent comes first: whatever is made from here on can be found again by the id
 /// that it holds.
 async fn prepare(shared: &Arc<Shared>, record: &PodRecord) -> Result<PodFiles, PodError> {
+    let _stage = stage("prepare");
     let (shared, record) = (shared.clone(), record.clone());
     blocking("prepare the pod", move || {
         shared.store.write_pod(&record).map_err(doing("record the pod"))?;
@@ -217,6 +221,7 @@ async fn start_monitor(
     shared: &Arc<Shared>,
     id: &SandboxId,
 ) -> Result<(Arc<Monitor>, mpsc::Receiver<Heard>, i32), PodError> {
+    let _stage = stage("start the monitor");
     let (process, socket) = {
         let (shared, id) = (shared.clone(), id.to_string());
         blocking("start the pod's monitor", move || {
@@ -241,6 +246,7 @@ async fn attach(
     network: Option<Arc<OwnedFd>>,
 ) -> Result<Option<NetworkRecord>, PodError> {
     let Some(network) = network else { return Ok(None) };
+    let _stage = stage("attach to the network");
     let (shared, id, spec) = (shared.clone(), record.id.clone(), record.spec.clone());
     let cgroup = format!("/{}", record.cgroup);
     blocking("attach the pod to the network", move || {
@@ -314,6 +320,7 @@ async fn set_up(
     files: &PodFiles,
     network: Option<&OwnedFd>,
 ) -> Result<(), PodError> {
+    let _stage = stage("set the monitor up");
     let namespaces = &record.spec.security.namespaces;
     let host_network = namespaces.network == NamespaceMode::Node;
     let own_ipc = namespaces.ipc != NamespaceMode::Node;

@@ -15,11 +15,13 @@ use bowline_store::Store;
 use tokio::sync::Notify;
 
 use crate::actor::ActorHandle;
+use crate::events::Events;
 use crate::handle::PodsConfig;
 use crate::host::Host;
 use crate::monitor::Program;
+use crate::operations::Operations;
 use crate::paths::Paths;
-use crate::stats::Usage;
+use crate::stats::{Files, Rates, Usage};
 use crate::view::Views;
 
 pub(crate) struct Shared {
@@ -42,6 +44,10 @@ pub(crate) struct Shared {
     pub instance: String,
     pub actors: Mutex<Actors>,
     pub usage: Usage,
+    pub rates: Rates,
+    pub files: Files,
+    pub events: Events,
+    pub operations: Operations,
     /// Wakes the reaper of links.
     pub dying_links: Notify,
     /// Network namespaces of pods that are down, kept until their links are gone too.
@@ -90,6 +96,10 @@ impl Shared {
             instance,
             actors: Mutex::default(),
             usage: Usage::default(),
+            rates: Rates::default(),
+            files: Files::default(),
+            events: Events::default(),
+            operations: Operations::default(),
             dying_links: Notify::new(),
             dying_namespaces: Mutex::default(),
             unreadable: std::sync::atomic::AtomicBool::new(false),

@@ -19,6 +19,7 @@ use rustix::fs::{Mode, OFlags};
 use crate::PodError;
 use crate::error::doing;
 use crate::monitor::{Monitor, sealed};
+use crate::operations::stage;
 use crate::shared::{Shared, blocking, now};
 
 /// A container that runs.
@@ -36,6 +37,7 @@ pub(crate) async fn start(
     pids: Pids,
 ) -> Result<Started, (Exit, PodError)> {
     let failed = |error: PodError| (exit(&error), error);
+    let opening = stage("open volumes and log");
     let idmapped =
         |descriptor: &Descriptor| matches!(descriptor, Descriptor::HostTree { idmap: Some(_), .. });
     let user = match compiled.descriptors.iter().any(idmapped) {
@@ -50,6 +52,8 @@ pub(crate) async fn start(
         blocking("open the container's volumes", move || open_all(&shared, &record, &compiled, user.as_ref()))
     };
     let opened = opened.await.map_err(failed)?;
+    drop(opening);
+    let _stage = stage("launch");
     let launch = Launch {
         container: *record.id.as_bytes(),
         slot: record.slot,
@@ -138,7 +142,9 @@ fn open_all(
         names.push(format!("open the log {}", record.log_path));
     }
     for descriptor in &compiled.descriptors {
-        if let Descriptor::HostTree { path, recursive, follow, field, .. } = descriptor {
+        if let Descriptor::HostTree { path, recursive, follow, field, .. } = descriptor
+            && !is_own(shared, path)
+        {
             wishes.push(Wish::Tree { path: c_path(path)?, recursive: *recursive, follow: *follow });
             names.push(format!("open {path} ({field})"));
         }
@@ -152,8 +158,11 @@ fn open_all(
     };
     let log = if record.log_path.is_empty() { None } else { Some(next()?) };
     let trees = compiled.descriptors.iter().map(|descriptor| match descriptor {
-        Descriptor::HostTree { path, idmap, field, .. } => {
-            let tree = next()?;
+        Descriptor::HostTree { path, idmap, field, recursive, follow } => {
+            let tree = match is_own(shared, path) {
+                true => own_tree(path, *recursive, *follow)?,
+                false => next()?,
+            };
             // The only mappings that a container's mounts may have are its pod's.
             if let (Some(wish), Some(user)) = (idmap, user) {
                 show_owners(&tree, user, wish.recursive, &format!("{path} ({field})"))?;
@@ -171,6 +180,22 @@ fn open_all(
     });
     let trees = trees.collect::<Result<Vec<_>, _>>()?;
     Ok(Opened { plan, log, trees })
+}
+
+/// The pod's own files lie on the state file system, which is ours: they need no worker.
+fn is_own(shared: &Shared, path: &str) -> bool {
+    let path = std::path::Path::new(path);
+    let climbs = path.components().any(|part| part == std::path::Component::ParentDir);
+    path.starts_with(&shared.config.state) && !climbs
+}
+
+fn own_tree(path: &str, recursive: bool, follow: bool) -> Result<OwnedFd, PodError> {
+    use rustix::mount::OpenTreeFlags;
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    flags.set(OpenTreeFlags::AT_RECURSIVE, recursive);
+    flags.set(OpenTreeFlags::AT_SYMLINK_NOFOLLOW, !follow);
+    let opened = rustix::mount::open_tree(rustix::fs::CWD, path, flags);
+    opened.map_err(|errno| doing(format!("open {path}"))(io::Error::from(errno)))
 }
 
 fn c_path(path: &str) -> Result<CString, PodError> {

@@ -11,6 +11,7 @@ use bowline_store::PodRecord;
 
 use crate::error::doing;
 use crate::monitor::Monitor;
+use crate::operations::stage;
 use crate::shared::{Shared, blocking};
 use crate::{PodError, files};
 
@@ -36,6 +37,7 @@ async fn detach(shared: &Arc<Shared>, record: &PodRecord) -> Result<(), PodError
     if record.spec.security.namespaces.network == NamespaceMode::Node {
         return Ok(());
     }
+    let _stage = stage("detach from the network");
     let (shared, record) = (shared.clone(), record.clone());
     blocking("detach the pod from the network", move || {
         let id = record.id.to_string();
@@ -52,6 +54,7 @@ async fn end_processes(
     monitor: Option<Arc<Monitor>>,
     containers: &[String],
 ) -> Result<(), PodError> {
+    let _stage = stage("end processes");
     keep_namespace(shared, record);
     if let Some(monitor) = monitor {
         // A monitor that is gone already has ended its processes.

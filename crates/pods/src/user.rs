@@ -97,9 +97,8 @@ fn attempt(root: &Path, state: &Path) -> Result<(), String> {
     mapped(state).map_err(doing("idmap the state folder's file system"))?;
     let layers = mapped(root).map_err(doing("idmap the root folder's file system"))?;
     let memory = tmpfs().map_err(doing("mount a tmpfs"))?;
-    let again = open_tree(&memory, "", OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::AT_EMPTY_PATH)
-        .map_err(io::Error::from)
-        .and_then(|tree| idmap(tree.as_fd(), user.as_fd(), false));
+    // Another one, not a clone: before Linux 6.15 a mount that is attached nowhere cannot be cloned.
+    let again = tmpfs().and_then(|tree| idmap(tree.as_fd(), user.as_fd(), false));
     again.map_err(doing("idmap a tmpfs"))?;
     overlay(root, &memory, &layers).map_err(doing("mount an overlay over idmapped layers"))
 }

@@ -9,7 +9,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use bowline_model::container::Life;
 use bowline_model::spec::{ContainerSpec, PodSpec};
 use bowline_model::{ContainerId, SandboxId, Signal};
-use bowline_store::{ImageRecord, ImageVolumeRecord, UserRecord};
+use bowline_store::{ImageRecord, ImageVolumeRecord, PodResources, UserRecord};
 
 use crate::PodError;
 
@@ -32,6 +32,8 @@ pub struct PodView {
     pub monitor: i32,
     /// Its cgroup below the root of each hierarchy.
     pub cgroup: Arc<str>,
+    /// What it is to have altogether.
+    pub resources: PodResources,
 }
 
 /// A container.
@@ -117,8 +119,9 @@ impl Views {
         self.write(|maps| maps.pods.insert(view.id.clone(), Arc::new(view)));
     }
 
-    pub(crate) fn remove_pod(&self, id: &SandboxId) {
-        self.write(|maps| maps.pods.remove(id));
+    /// Gives what was last seen.
+    pub(crate) fn remove_pod(&self, id: &SandboxId) -> Option<Arc<PodView>> {
+        self.write(|maps| maps.pods.remove(id))
     }
 
     pub(crate) fn put_container(&self, view: ContainerView) {
@@ -133,8 +136,8 @@ impl Views {
         look(&self.0.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn write<T>(&self, change: impl FnOnce(&mut Maps) -> T) {
-        change(&mut self.0.write().unwrap_or_else(PoisonError::into_inner));
+    fn write<T>(&self, change: impl FnOnce(&mut Maps) -> T) -> T {
+        change(&mut self.0.write().unwrap_or_else(PoisonError::into_inner))
     }
 }
 

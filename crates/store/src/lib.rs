@@ -22,7 +22,7 @@ mod record;
 pub use flush::FLUSH_AFTER;
 pub use record::{
     ContainerRecord, ExitRecord, ImageRecord, ImageVolumeRecord, LifeRecord, NetworkRecord, PodLife,
-    PodRecord, UserRecord, VERSION,
+    PodRecord, PodResources, UserRecord, VERSION,
 };
 
 use std::collections::HashMap;

@@ -1,7 +1,7 @@
 //! What the records say. Fields may be added with a default; none is renamed or changes its meaning.
 
 use bowline_model::container::Life;
-use bowline_model::spec::{ContainerSpec, PodSpec};
+use bowline_model::spec::{ContainerSpec, PodSpec, Resources};
 use bowline_model::{ContainerId, SandboxId, Signal};
 use serde::{Deserialize, Serialize};
 
@@ -50,6 +50,19 @@ pub struct PodRecord {
     /// How many folders at the end of that path were not there before the pod.
     #[serde(default)]
     pub cgroup_made: u32,
+    /// What the pod is to have altogether, as UpdatePodSandboxResources last said; nothing is done with it here.
+    #[serde(default)]
+    pub resources: PodResources,
+}
+
+/// The resources of a whole pod.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PodResources {
+    /// Beyond what its containers have.
+    pub overhead: Resources,
+    /// The sum of its containers'.
+    pub sum: Resources,
 }
 
 /// What CNI gave.

@@ -14,6 +14,7 @@ fn pod(byte: u8) -> PodRecord {
         monitor: 0,
         cgroup: String::new(),
         cgroup_made: 0,
+        resources: Default::default(),
     }
 }
 

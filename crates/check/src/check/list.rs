@@ -12,6 +12,7 @@ pub(super) const CASES: &[Case] = &[
     case!("list/empty-filter", "CT", empty_filter),
     case!("list/no-match", "C", no_match).quick(),
     case!("list/ambiguous-prefix", "TS", ambiguous_prefix),
+    case!("list/streams", "K", streams),
     case!("list/big", "K", big).serial(),
 ];
 
@@ -189,6 +190,95 @@ async fn ambiguous_prefix(node: Node) -> Result<()> {
     Ok(())
 }
 
+/// All messages of a stream.
+async fn whole<T>(mut stream: tonic::Streaming<T>) -> Result<Vec<T>, tonic::Status> {
+    let mut messages = Vec::new();
+    while let Some(message) = stream.message().await? {
+        messages.push(message);
+    }
+    Ok(messages)
+}
+
+/// What a stream gave, one list of ids; leaves the case where it is not served.
+macro_rules! streamed {
+    ($call:expr, $items:ident, $id:expr) => {{
+        let messages = match $call.await {
+            Ok(answer) => whole(answer.into_inner()).await,
+            Err(status) => Err(status),
+        };
+        match messages {
+            Ok(messages) => {
+                let mut ids: Vec<String> =
+                    messages.into_iter().flat_map(|message| message.$items).map($id).collect();
+                ids.sort();
+                ids
+            }
+            Err(status) if status.code() == tonic::Code::Unimplemented => {
+                return crate::node::skip("the endpoint does not serve streams of lists");
+            }
+            Err(status) => return Err(status.into()),
+        }
+    }};
+}
+
+/// Each of the six gives the items of the unary call, each once.
+async fn streams(node: Node) -> Result<()> {
+    let (one, two) = (node.pod("one").run().await?, node.pod("two").run().await?);
+    let running = one.container("running").start().await?;
+    let created = two.container("created").create().await?;
+    let label = labels(&[(LABEL, &node.mark())]);
+    let sorted = |ids: &[&str]| {
+        let mut ids: Vec<String> = ids.iter().map(|id| (*id).to_owned()).collect();
+        ids.sort();
+        ids
+    };
+    let mut runtime = node.runtime();
+
+    let filter = v1::PodSandboxFilter { label_selector: label.clone(), ..Default::default() };
+    let request = ask(v1::StreamPodSandboxesRequest { filter: Some(filter) });
+    let pods = streamed!(runtime.stream_pod_sandboxes(request), pod_sandboxes, |pod| pod.id);
+    same!(pods, sorted(&[&one.id, &two.id]), "StreamPodSandboxes");
+
+    let filter = v1::ContainerFilter { label_selector: label.clone(), ..Default::default() };
+    let request = ask(v1::StreamContainersRequest { filter: Some(filter) });
+    let containers = streamed!(runtime.stream_containers(request), containers, |container| container.id);
+    same!(containers, sorted(&[&running.id, &created.id]), "StreamContainers");
+
+    let filter = v1::ContainerStatsFilter { label_selector: label.clone(), ..Default::default() };
+    let request = ask(v1::StreamContainerStatsRequest { filter: Some(filter) });
+    let stats = streamed!(runtime.stream_container_stats(request), container_stats, |stats| {
+        stats.attributes.unwrap_or_default().id
+    });
+    same!(stats, sorted(&[&running.id]), "StreamContainerStats");
+
+    let filter = v1::PodSandboxStatsFilter { label_selector: label, ..Default::default() };
+    let request = ask(v1::StreamPodSandboxStatsRequest { filter: Some(filter) });
+    let stats = streamed!(runtime.stream_pod_sandbox_stats(request), pod_sandbox_stats, |stats| {
+        stats.attributes.unwrap_or_default().id
+    });
+    same!(stats, sorted(&[&one.id, &two.id]), "StreamPodSandboxStats");
+
+    let request = ask(v1::StreamPodSandboxMetricsRequest {});
+    let metrics = streamed!(runtime.stream_pod_sandbox_metrics(request), pod_sandbox_metrics, |metrics| {
+        metrics.pod_sandbox_id
+    });
+    for pod in [&one.id, &two.id] {
+        same!(metrics.iter().filter(|id| *id == pod).count(), 1, "StreamPodSandboxMetrics");
+    }
+
+    let request = ask(v1::StreamImagesRequest::default());
+    let images = streamed!(node.images().stream_images(request), images, |image| image.id);
+    let own = node.image_status(&node.run.image).await?.map(|image| image.id).unwrap_or_default();
+    same!(images.iter().filter(|id| **id == own).count(), 1, "StreamImages");
+
+    // Nothing to send is no error.
+    let filter = v1::PodSandboxFilter { id: "6".repeat(64), ..Default::default() };
+    let request = ask(v1::StreamPodSandboxesRequest { filter: Some(filter) });
+    let none = streamed!(runtime.stream_pod_sandboxes(request), pod_sandboxes, |pod| pod.id);
+    same!(none.len(), 0, "a stream of nothing");
+    Ok(())
+}
+
 /// More than 16 MiB of annotations: the unary list stays within what the kubelet takes, or says that it cannot.
 async fn big(node: Node) -> Result<()> {
     let much = "x".repeat(60 << 10);
@@ -214,6 +304,21 @@ async fn big(node: Node) -> Result<()> {
             let code = status.code();
             let says_so = matches!(code, tonic::Code::ResourceExhausted | tonic::Code::OutOfRange);
             ensure!(says_so, "the unary list gave {code:?}: {}", status.message());
+        }
+    }
+    match node.runtime().stream_pod_sandboxes(ask(v1::StreamPodSandboxesRequest::default())).await {
+        Err(status) if status.code() == tonic::Code::Unimplemented => {}
+        Err(status) => return Err(status.into()),
+        Ok(answer) => {
+            let messages = whole(answer.into_inner()).await?;
+            let sizes =
+                messages.iter().map(|message| message.pod_sandboxes.iter().map(prost_size).sum::<usize>());
+            let large = sizes.max().unwrap_or(0);
+            ensure!(large <= 16 << 20, "a message of the stream has {large} bytes");
+            let items: Vec<_> = messages.into_iter().flat_map(|message| message.pod_sandboxes).collect();
+            for pod in &made {
+                same!(items.iter().filter(|item| item.id == pod.id).count(), 1, "our pod in the stream");
+            }
         }
     }
     for chunk in made.chunks(10) {

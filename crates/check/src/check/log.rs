@@ -79,7 +79,7 @@ async fn whole_records(node: Node) -> Result<()> {
         // Several looks for each question about the state: it is the reader that is tried here. The kernel shows a
         // write page by page, so a record may be half there for an instant; one that stays half was written so.
         for _ in 0..20 {
-            let patience = Instant::now() + Duration::from_millis(50);
+            let patience = Instant::now() + crate::patience::at_most(Duration::from_millis(50));
             file.read_to_end(&mut text)?;
             while !text.is_empty() && !text.ends_with(b"\n") {
                 ensure!(Instant::now() < patience, "half a record stays at byte {}", text.len());
@@ -196,7 +196,11 @@ async fn flood(node: Node) -> Result<()> {
     until("the end of the flood", Duration::from_secs(80), async || {
         let started = Instant::now();
         node.list_containers(v1::ContainerFilter::default()).await?;
-        ensure!(started.elapsed() < Duration::from_secs(1), "a list took {:?}", started.elapsed());
+        ensure!(
+            started.elapsed() < crate::patience::at_most(Duration::from_secs(1)),
+            "a list took {:?}",
+            started.elapsed()
+        );
         let status = container.status().await?;
         let done = status.state == v1::ContainerState::ContainerExited as i32;
         Ok(if done { Found::Yes(()) } else { Found::Not("still writing".to_owned()) })

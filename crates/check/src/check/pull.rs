@@ -25,6 +25,7 @@ pub(super) const CASES: &[Case] = &[
     case!("pull/auth", "K", auth),
     case!("pull/formats", "K", formats),
     case!("pull/tree", "K", tree),
+    case!("pull/sixty-layers", "K", sixty_layers),
     case!("pull/merged", "S", merged),
     case!("pull/handler", "K", handler),
 ];
@@ -295,6 +296,22 @@ async fn tree(node: Node) -> Result<()> {
     let hex: String = capability.iter().map(|byte| format!("{byte:02x}")).collect();
     report.is("xattr.security.capability", &hex)?;
     report.is(&format!("stat.{long}"), "file 0600 0 0 4 1 0x0")
+}
+
+/// Older kernels take the names of all layers in one page, and the stack is as deep as the file system allows.
+async fn sixty_layers(node: Node) -> Result<()> {
+    let mut image = node.run.workshop.image("sixty");
+    for number in 1..60 {
+        let layer = Layer::new().file("last", 0o644, number.to_string());
+        image = image.layer(layer.file(&format!("layer-{number}"), 0o644, number.to_string()));
+    }
+    let reference = node.pull_built("sixty", &image.entrypoint(&[PROGRAM]).build()).await?;
+    let words = ["read", "/last", "top", ";", "read", "/layer-1", "bottom", ";", "write", "/layer-30", "x"];
+    let spec = node.pod("sixty").run().await?.container("main").image(&reference).cmd(&words);
+    let report = spec.report().await?;
+    report.is("read.top", "59")?;
+    report.is("read.bottom", "1")?;
+    report.worked("write")
 }
 
 async fn merged(node: Node) -> Result<()> {

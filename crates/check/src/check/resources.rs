@@ -162,12 +162,23 @@ async fn cgroup_place(node: Node) -> Result<()> {
             let slice = format!("check{}.slice", node.run.name);
             (format!("/{slice}"), slice)
         }
-        _ => (format!("/check-{}/pod", node.mark()), format!("check-{}/pod", node.mark())),
+        _ => {
+            let parent = format!("check-{}/pod", node.mark());
+            if host::is_unified() {
+                // The kubelet makes the pod's group, and enables no controllers for the groups below it.
+                let folder = std::path::Path::new("/sys/fs/cgroup").join(&parent);
+                std::fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
+            }
+            (format!("/{parent}"), parent)
+        }
     };
     let placed =
         node.pod("placed").edit(|config| config.linux.get_or_insert_default().cgroup_parent = parent);
-    let container = placed.run().await?.container("main").start().await?;
+    let spec =
+        placed.run().await?.container("main").resources(|linux| linux.memory_limit_in_bytes = 64 * MIB);
+    let container = spec.start().await?;
     let cgroup = container.cgroup().await?;
+    same!(cgroup.memory_limit(), Some(64 << 20), "the memory limit below a parent that is not ours");
     let path = cgroup.path("memory").context("no memory cgroup")?.to_owned();
     let leaf = path.rsplit('/').next().unwrap_or_default();
     ensure!(path.contains(&below), "{path} is not below {below}");

@@ -17,6 +17,7 @@ pub(super) const CASES: &[Case] = &[
     case!("stats/list", "CK", list).quick(),
     case!("stats/moves", "KT", moves),
     case!("stats/true", "K", true_),
+    case!("stats/pod", "KT", pod),
 ];
 
 async fn of(node: &Node, id: &str) -> Result<v1::ContainerStats> {
@@ -167,4 +168,41 @@ async fn true_(node: Node) -> Result<()> {
         })
     })
     .await
+}
+
+async fn pod(node: Node) -> Result<()> {
+    let pod = node.pod("pod").run().await?;
+    let container =
+        pod.container("main").cmd(&["burn", "300", ";", "say", "ready=1", ";", "pause"]).start().await?;
+    container.says("ready").await?;
+    let own = of(&node, &container.id).await?;
+    let request = |id: &str| ask(v1::PodSandboxStatsRequest { pod_sandbox_id: id.to_owned() });
+    let answer = match node.runtime().pod_sandbox_stats(request(&pod.id[..20])).await {
+        Err(status) if status.code() == tonic::Code::Unimplemented => {
+            return crate::node::skip("the endpoint has no stats of pods");
+        }
+        answer => answer?.into_inner(),
+    };
+    let stats = answer.stats.context("no stats in the answer")?;
+    same!(stats.attributes.context("no attributes")?.id, pod.id, "the id");
+    let linux = stats.linux.context("no figures of linux")?;
+    let burnt = linux.cpu.and_then(|cpu| cpu.usage_core_nano_seconds).map_or(0, |usage| usage.value);
+    ensure!(burnt >= cpu(&own), "the pod has used {burnt} ns, and its container {} before", cpu(&own));
+    let used = linux.memory.and_then(|memory| memory.usage_bytes).map_or(0, |bytes| bytes.value);
+    ensure!(used > 0, "the pod uses no memory");
+    same!(linux.containers.len(), 1, "containers in the pod's stats");
+    same!(linux.containers[0].attributes, own.attributes, "the container in the pod's stats");
+    let network = linux.network.context("no network")?;
+    let default = network.default_interface.context("no default interface")?;
+    ensure!(default.name != "lo" && !default.name.is_empty(), "the default interface is `{}`", default.name);
+    let processes = linux.process.and_then(|process| process.process_count).map_or(0, |count| count.value);
+    ensure!(processes >= 1, "no process in the pod");
+    let id = pod.id.clone();
+    let request = ask(v1::ListPodSandboxStatsRequest {
+        filter: Some(v1::PodSandboxStatsFilter { id: id[..20].to_owned(), ..Default::default() }),
+    });
+    let listed = node.runtime().list_pod_sandbox_stats(request).await?.into_inner().stats;
+    let ids: Vec<_> = listed.into_iter().filter_map(|stats| stats.attributes).map(|own| own.id).collect();
+    same!(ids, vec![id], "pods by the beginning of an id");
+    Ok(())
 }

@@ -32,7 +32,11 @@ async fn graceful(node: Node) -> Result<()> {
     let container = ready(pod.container("main"), &["on", "TERM", "7"]).await?;
     let started = Instant::now();
     container.stop(30).await?;
-    ensure!(started.elapsed() < Duration::from_secs(5), "took {:?}", started.elapsed());
+    ensure!(
+        started.elapsed() < crate::patience::at_most(Duration::from_secs(5)),
+        "took {:?}",
+        started.elapsed()
+    );
     let status = container.status().await?;
     same!(
         (status.state, status.exit_code),
@@ -49,7 +53,7 @@ async fn escalates(node: Node) -> Result<()> {
     container.stop(2).await?;
     let took = started.elapsed();
     ensure!(
-        took >= Duration::from_millis(1900) && took < Duration::from_secs(4),
+        took >= Duration::from_millis(1900) && took < crate::patience::at_most(Duration::from_secs(4)),
         "a grace of 2 s took {took:?}"
     );
     same!(container.status().await?.exit_code, 137, "exit code");
@@ -61,7 +65,11 @@ async fn now(node: Node) -> Result<()> {
     let container = ready(pod.container("main"), &["on", "TERM", "7"]).await?;
     let started = Instant::now();
     container.stop(0).await?;
-    ensure!(started.elapsed() < Duration::from_secs(3), "took {:?}", started.elapsed());
+    ensure!(
+        started.elapsed() < crate::patience::at_most(Duration::from_secs(3)),
+        "took {:?}",
+        started.elapsed()
+    );
     let status = container.status().await?;
     same!(
         (status.state, status.exit_code),
@@ -119,7 +127,11 @@ async fn shortened(node: Node) -> Result<()> {
     let (long, short) = tokio::join!(long, short);
     long?;
     short?;
-    ensure!(started.elapsed() < Duration::from_secs(8), "took {:?}", started.elapsed());
+    ensure!(
+        started.elapsed() < crate::patience::at_most(Duration::from_secs(8)),
+        "took {:?}",
+        started.elapsed()
+    );
     Ok(())
 }
 

@@ -1,247 +1,29 @@
 //! Features of the kernel, found out by using them.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
 
-use bowline_linux::clone::{self, CloneOptions, Cloned, ns};
-use bowline_linux::exec::exit_now;
-use bowline_linux::mount::{Change, attr, change};
-use bowline_linux::netlink::{NetlinkFamily, open_netlink};
-use rustix::fs::{CWD, MemfdFlags, Mode, OFlags, ResolveFlags, SealFlags};
-use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
-    fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount_change, move_mount,
-    open_tree,
-};
-use rustix::process::{WaitId, WaitIdOptions};
+use bowline_pods::kernel::FEATURES;
 
 use super::{Finding, Health};
 
 const AREA: &str = "kernel";
-const KILL: i32 = 9;
-
-/// What to try, whether we need it, and what is off without it.
-type Probe = (&'static str, fn() -> io::Result<String>, Health, &'static str);
-
-const PROBES: &[Probe] = &[
-    ("clone3 and pidfd", processes, Health::Wrong, "no container can be started"),
-    ("namespaces", namespaces, Health::Wrong, "no pod can be isolated"),
-    ("openat2", beneath, Health::Wrong, "paths inside images cannot be followed safely"),
-    ("close_range", descriptors, Health::Wrong, "descriptors could leak into containers"),
-    ("fsopen", new_file_system, Health::Wrong, "no mount can be made"),
-    ("open_tree and move_mount", mounts, Health::Wrong, "no volume can be given to a container"),
-    ("mount_setattr", read_only, Health::Wrong, "no mount can be made read-only"),
-    ("overlay", || overlay(&[]), Health::Wrong, "no image can be used"),
-    (
-        "overlay volatile",
-        || overlay(&["volatile"]),
-        Health::Off,
-        "removing a container flushes the whole disk",
-    ),
-    ("seccomp", seccomp, Health::Wrong, "system calls cannot be filtered"),
-    ("memfd seals", sealed_memory, Health::Wrong, "plans cannot be handed over safely"),
-    ("memfd execution", program_memory, Health::Off, "monitors run from the installed file"),
-    ("netlink", || open_netlink(NetlinkFamily::Route).map(done), Health::Wrong, "no network for pods"),
-    ("nf_tables", packet_filter, Health::Off, "no masquerade and no host ports by the built-in plugins"),
-    ("user namespaces", user_namespace, Health::Off, "no pods with users of their own (hostUsers: false)"),
-    ("idmapped mounts", idmapped, Health::Off, "no volumes in pods with users of their own"),
-    ("pressure", pressure, Health::Off, "no pressure in statistics"),
-];
 
 /// Tries them all.
 pub(super) fn check() -> Vec<Finding> {
     let is_root = rustix::process::geteuid().is_root();
     let release = rustix::system::uname().release().to_string_lossy().into_owned();
     let mut findings = vec![Finding::ok(AREA, "release", release)];
-    for (name, probe, severity, consequence) in PROBES {
-        // A probe may enter namespaces or load a filter: its thread ends with it.
-        let probe = *probe;
-        let thread = std::thread::Builder::new().name("probe".to_owned()).spawn(probe);
-        let result = match thread.map(std::thread::JoinHandle::join) {
-            Ok(Ok(result)) => result,
-            Ok(Err(_)) => Err(io::Error::other("the probe died")),
-            Err(error) => Err(error),
-        };
-        findings.push(match result {
-            Ok(detail) => Finding::ok(AREA, *name, detail),
+    for feature in FEATURES {
+        findings.push(match feature.try_out() {
+            Ok(detail) => Finding::ok(AREA, feature.name, detail),
             Err(error) if !is_root && error.kind() == io::ErrorKind::PermissionDenied => {
-                Finding::not_ok(AREA, *name, Health::Unknown, "only root can try", "")
+                Finding::not_ok(AREA, feature.name, Health::Unknown, "only root can try", "")
             }
-            Err(error) => Finding::not_ok(AREA, *name, *severity, error.to_string(), consequence),
+            Err(error) => {
+                let health = if feature.required { Health::Wrong } else { Health::Off };
+                Finding::not_ok(AREA, feature.name, health, error.to_string(), feature.without)
+            }
         });
     }
     findings
-}
-
-fn done<T>(_: T) -> String {
-    String::new()
-}
-
-fn reap(child: &Cloned) -> io::Result<()> {
-    rustix::process::waitid(WaitId::PidFd(child.pidfd.as_fd()), WaitIdOptions::EXITED)?;
-    Ok(())
-}
-
-fn processes() -> io::Result<String> {
-    let child = clone::clone_process(&CloneOptions::default(), || exit_now(0))?;
-    reap(&child).map(done)
-}
-
-fn namespaces() -> io::Result<String> {
-    let namespaces = ns::MOUNT | ns::NET | ns::IPC | ns::UTS | ns::PID | ns::CGROUP;
-    let child =
-        clone::clone_process(&CloneOptions { namespaces, ..CloneOptions::default() }, || exit_now(0))?;
-    reap(&child).map(done)
-}
-
-fn beneath() -> io::Result<String> {
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    Ok(rustix::fs::openat2(CWD, "/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve).map(done)?)
-}
-
-fn descriptors() -> io::Result<String> {
-    // Beyond all that are open: nothing changes.
-    bowline_linux::process::close_on_exec_from(1 << 30).map(done)
-}
-
-fn tmpfs() -> io::Result<OwnedFd> {
-    let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
-    fsconfig_create(&context)?;
-    Ok(fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?)
-}
-
-fn new_file_system() -> io::Result<String> {
-    tmpfs().map(done)
-}
-
-/// Moves this thread to a mount namespace that ends with it, and puts a tmpfs on the folder for temporary files.
-fn private_tmpfs() -> io::Result<OwnedFd> {
-    clone::unshare(ns::MOUNT)?;
-    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
-    let tmpfs = tmpfs()?;
-    move_mount(&tmpfs, "", CWD, std::env::temp_dir(), MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
-    Ok(tmpfs)
-}
-
-fn mounts() -> io::Result<String> {
-    let tmpfs = private_tmpfs()?;
-    let tree = open_tree(&tmpfs, ".", OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
-    rustix::fs::mkdirat(&tmpfs, "target", Mode::RWXU)?;
-    Ok(move_mount(&tree, "", &tmpfs, "target", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).map(done)?)
-}
-
-fn read_only() -> io::Result<String> {
-    let tree = tmpfs()?;
-    let wanted = Change { set: attr::RDONLY, recursive: true, ..Change::default() };
-    change(tree.as_fd(), &wanted).map(done)
-}
-
-fn overlay(flags: &[&str]) -> io::Result<String> {
-    let _tmpfs = private_tmpfs()?;
-    let folder = std::env::temp_dir();
-    let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
-    for (option, name) in [("lowerdir", "lower"), ("upperdir", "upper"), ("workdir", "work")] {
-        let path = folder.join(name);
-        std::fs::create_dir(&path)?;
-        fsconfig_set_string(context.as_fd(), option, path.as_path())?;
-    }
-    for flag in flags {
-        fsconfig_set_flag(context.as_fd(), *flag)?;
-    }
-    fsconfig_create(&context)?;
-    Ok(fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).map(done)?)
-}
-
-/// Loads "allow everything" on this thread.
-fn seccomp() -> io::Result<String> {
-    // BPF_RET | BPF_K, SECCOMP_RET_ALLOW
-    let mut filter = [0u8; 8];
-    filter[..2].copy_from_slice(&0x06u16.to_ne_bytes());
-    filter[4..].copy_from_slice(&0x7fff_0000u32.to_ne_bytes());
-    bowline_linux::seccomp::load(&filter, 0)?;
-    let actions = std::fs::read_to_string("/proc/sys/kernel/seccomp/actions_avail").unwrap_or_default();
-    Ok(actions.trim().to_owned())
-}
-
-fn sealed_memory() -> io::Result<String> {
-    let memory = rustix::fs::memfd_create("doctor", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
-    let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
-    Ok(rustix::fs::fcntl_add_seals(&memory, seals).map(done)?)
-}
-
-fn program_memory() -> io::Result<String> {
-    let policy = std::fs::read_to_string("/proc/sys/vm/memfd_noexec").unwrap_or_default();
-    match policy.trim() {
-        "2" => Err(io::Error::other("vm.memfd_noexec is 2")),
-        "" => Ok("before Linux 6.3".to_owned()),
-        other => {
-            rustix::fs::memfd_create("doctor", MemfdFlags::CLOEXEC | MemfdFlags::EXEC)?;
-            Ok(format!("vm.memfd_noexec is {other}"))
-        }
-    }
-}
-
-/// Asks nf_tables for its generation number.
-fn packet_filter() -> io::Result<String> {
-    use rustix::net::{RecvFlags, SendFlags};
-    const REQUEST: u16 = 1;
-    const ERROR: u16 = 2;
-    // Subsystem nf_tables, NFT_MSG_GETGEN.
-    const GET_GENERATION: u16 = 10 << 8 | 16;
-    let socket = open_netlink(NetlinkFamily::Netfilter)?;
-    let mut message = Vec::new();
-    message.extend_from_slice(&20u32.to_ne_bytes());
-    message.extend_from_slice(&GET_GENERATION.to_ne_bytes());
-    message.extend_from_slice(&REQUEST.to_ne_bytes());
-    message.extend_from_slice(&[0; 12]);
-    rustix::net::send(&socket, &message, SendFlags::empty())?;
-    let mut answer = [0u8; 4096];
-    let (len, _) = rustix::net::recv(&socket, &mut answer[..], RecvFlags::empty())?;
-    let (Some(kind), Some(code)) = (answer.get(4..6), answer.get(16..20)) else { return Ok(String::new()) };
-    if len >= 20 && u16::from_ne_bytes([kind[0], kind[1]]) == ERROR {
-        let code = i32::from_ne_bytes([code[0], code[1], code[2], code[3]]);
-        if code != 0 {
-            return Err(io::Error::from_raw_os_error(-code));
-        }
-    }
-    Ok(String::new())
-}
-
-/// Runs `look` while a process in a user namespace of its own exists.
-fn with_user_namespace<T>(look: impl FnOnce(&Cloned) -> io::Result<T>) -> io::Result<T> {
-    let (reader, _writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-    let options = CloneOptions { namespaces: ns::USER, ..CloneOptions::default() };
-    // It holds a writer of its own, so it waits until it is killed.
-    let child = clone::clone_process(&options, || {
-        let _ = rustix::io::read(&reader, &mut [0u8; 1][..]);
-        exit_now(0)
-    })?;
-    let result = look(&child);
-    bowline_linux::process::signal_by_pidfd(child.pidfd.as_fd(), KILL)?;
-    reap(&child)?;
-    result
-}
-
-fn user_namespace() -> io::Result<String> {
-    with_user_namespace(|child| {
-        std::fs::write(format!("/proc/{}/uid_map", child.pid), "0 100000 65536\n")?;
-        let most = std::fs::read_to_string("/proc/sys/user/max_user_namespaces").unwrap_or_default();
-        Ok(format!("at most {}", most.trim()))
-    })
-}
-
-fn idmapped() -> io::Result<String> {
-    with_user_namespace(|child| {
-        for map in ["uid_map", "gid_map"] {
-            std::fs::write(format!("/proc/{}/{map}", child.pid), "0 100000 65536\n")?;
-        }
-        let users = std::fs::File::open(format!("/proc/{}/ns/user", child.pid))?;
-        let tree = tmpfs()?;
-        let wanted = Change { set: attr::IDMAP, user_ns: Some(users.as_fd()), ..Change::default() };
-        change(tree.as_fd(), &wanted).map(|()| "on tmpfs".to_owned())
-    })
-}
-
-fn pressure() -> io::Result<String> {
-    std::fs::read_to_string("/proc/pressure/io").map(done)
 }

@@ -65,9 +65,12 @@ impl Actor {
         };
         self.creating.insert(key.clone(), Creating { spec: Arc::new(spec), slot, waiting: vec![reply] });
         let (shared, pod) = (self.shared.clone(), self.record.clone());
+        let operations = self.shared.operations.clone();
         self.tasks.spawn(async move {
+            let id = order.id.clone();
             let made = blocking("create a container", move || crate::create::create(&shared, &pod, order));
-            Done::Created { key, result: made.await.map(Box::new) }
+            let made = operations.run("CreateContainer", &id, &key.0, made).await;
+            Done::Created { key, result: made.map(Box::new) }
         });
         Ok(())
     }
@@ -94,6 +97,7 @@ impl Actor {
             Ok(made) => {
                 let id = made.record.id.clone();
                 self.put(made.record, Life::Created, Some(Arc::new(made.compiled)));
+                self.tell_of(&id, PodEventKind::Created);
                 Ok(id)
             }
             Err(error) => {
@@ -125,6 +129,7 @@ impl Actor {
             removing: Vec::new(),
             removal: false,
             wake_at,
+            stop: None,
         };
         self.containers.insert(id.clone(), container);
         self.show_container(&id);
@@ -140,7 +145,7 @@ impl Actor {
         let mut to_record = false;
         let Ok((life, effects)) = container.life.on(event) else { return };
         let changed = life != container.life;
-        container.life = life;
+        let before = std::mem::replace(&mut container.life, life);
         for effect in effects {
             match effect {
                 Effect::Record if started => to_record = true,
@@ -157,6 +162,7 @@ impl Actor {
         }
         if changed {
             self.show_container(id);
+            self.tell_change(id, &before);
             self.answer_ended(id);
         }
         if started {
@@ -174,10 +180,31 @@ impl Actor {
         }
     }
 
+    /// Tells of what a container's life came to. An end that is heard of before the start tells of both.
+    fn tell_change(&self, id: &ContainerId, before: &Life) {
+        let Some(container) = self.containers.get(id) else { return };
+        let ran = |life: &Life| match life {
+            Life::Created | Life::Starting { .. } => false,
+            Life::Running { .. } | Life::Stopping { .. } => true,
+            Life::Exited { started_at, .. } => *started_at != 0,
+        };
+        if !ran(before) && ran(&container.life) {
+            self.tell_of(id, PodEventKind::Started);
+        }
+        if matches!(container.life, Life::Exited { .. }) && !matches!(before, Life::Exited { .. }) {
+            self.tell_of(id, PodEventKind::Stopped);
+        }
+    }
+
+    fn tell_of(&self, id: &ContainerId, kind: PodEventKind) {
+        self.shared.events.container(&self.shared.views, kind, &self.record.id, id);
+    }
+
     fn answer_ended(&mut self, id: &ContainerId) {
         let Some(container) = self.containers.get_mut(id) else { return };
         if matches!(container.life, Life::Exited { .. }) {
             container.wake_at = None;
+            container.stop = None;
             container.plan = None;
             container.compiled = None;
             for reply in container.stopping.drain(..) {
@@ -247,6 +274,7 @@ impl Actor {
         let (record, shared) = (container.record.clone(), self.shared.clone());
         let (compiled, monitor) = (container.compiled.clone(), self.monitor.clone());
         let pids = pids(&self.spec, &container.spec);
+        let (operations, name) = (self.shared.operations.clone(), container.spec.name.clone());
         let (id, spec) = (id.clone(), self.spec.clone());
         self.tasks.spawn(async move {
             let result = async {
@@ -269,7 +297,8 @@ impl Actor {
                 };
                 start(shared, monitor, record, compiled, pids.map_err(failed)?).await
             };
-            Done::Started { id, result: result.await }
+            let result = operations.run("StartContainer", &id, &name, result).await;
+            Done::Started { id, result }
         });
     }
 
@@ -323,6 +352,10 @@ impl Actor {
             return;
         }
         container.stopping.push(reply);
+        if container.stop.is_none() {
+            let stop = self.shared.operations.begin("StopContainer", id, &container.spec.name);
+            container.stop = Some(stop);
+        }
         self.end(id, kill_at);
     }
 
@@ -398,7 +431,9 @@ impl Actor {
         let volumes = record.image_volumes.iter().map(|volume| &volume.id);
         let used: Vec<String> = std::iter::once(&record.image.id).chain(volumes).cloned().collect();
         let all_read = !self.shared.unreadable.load(std::sync::atomic::Ordering::Relaxed);
+        let stay = self.shared.operations.begin("RemoveContainer", &id, &record.spec.name);
         self.tasks.spawn(async move {
+            let _stay = stay;
             if let Some(monitor) = monitor.filter(|_| ran) {
                 let _ = monitor.call(Request::Forget { container: *id.as_bytes() }, &[]).await;
             }
@@ -412,6 +447,8 @@ impl Actor {
                     .map_err(doing("remove the container's files"))?;
                 crate::volumes::release(&shared, &record.id, &record.spec);
                 shared.usage.forget(&record.id);
+                shared.rates.forget(&record.cgroup);
+                shared.files.forget(&record.cgroup);
                 Ok(())
             });
             let result = result.await;
@@ -431,6 +468,7 @@ impl Actor {
             self.slots.remove(&container.record.slot);
             self.containers.remove(id);
             self.shared.views.remove_container(id);
+            self.tell_of(id, PodEventKind::Deleted);
         }
         for reply in waiting {
             let _ = reply.send(result.clone());
@@ -490,7 +528,9 @@ impl Actor {
         }
         let running = container.life.is_live();
         let (shared, record, id) = (self.shared.clone(), container.record.clone(), id.clone());
+        let stay = self.shared.operations.begin("UpdateContainerResources", &id, &record.spec.name);
         self.tasks.spawn(async move {
+            let _stay = stay;
             let result = blocking("update a container's limits", move || {
                 crate::start::update(&shared, &record, &resources, running)
             });

@@ -18,6 +18,28 @@ impl Actor {
         self.begin_stopping();
     }
 
+    /// Takes note of what the pod is to have; what the call leaves out stays.
+    pub(super) fn update_pod(
+        &mut self,
+        overhead: Option<Box<Resources>>,
+        sum: Option<Box<Resources>>,
+        reply: Reply<()>,
+    ) {
+        let before = self.record.resources.clone();
+        if let Some(overhead) = overhead {
+            self.record.resources.overhead = *overhead;
+        }
+        if let Some(sum) = sum {
+            self.record.resources.sum = *sum;
+        }
+        let written = self.shared.store.write_pod(&self.record).map_err(doing("record the pod's resources"));
+        match &written {
+            Ok(()) => self.show(),
+            Err(_) => self.record.resources = before,
+        }
+        let _ = reply.send(written);
+    }
+
     /// Where connections to the pod's ports are made from.
     pub(super) fn network(&self) -> Result<Network, PodError> {
         let not_ready = || PodError::State(format!("sandbox {} is not ready", self.record.id));
@@ -75,7 +97,9 @@ impl Actor {
             let ran = self.containers.values().filter(|container| !matches!(container.life, Life::Created));
             let cgroups: Vec<String> = ran.map(|container| container.record.cgroup.clone()).collect();
             self.tasks.spawn(async move {
-                let result = stop_pod::take_down(&shared, &record, monitor, &cgroups).await;
+                let down = stop_pod::take_down(&shared, &record, monitor, &cgroups);
+                let name = &record.spec.metadata.name;
+                let result = shared.operations.run("StopPodSandbox", &record.id, name, down).await;
                 Done::TakenDown { result }
             });
             return;
@@ -87,6 +111,7 @@ impl Actor {
 
     pub(super) fn taken_down(&mut self, result: Result<(), PodError>) {
         self.taking_down = false;
+        let was_ready = self.record.life == PodLife::Ready;
         match &result {
             Ok(()) => {
                 self.record.cleaned = true;
@@ -102,6 +127,9 @@ impl Actor {
             self.record_pod();
         }
         self.show();
+        if was_ready {
+            self.tell(PodEventKind::Stopped);
+        }
         for reply in self.stop_waiting.drain(..) {
             let _ = reply.send(result.clone());
         }
@@ -118,7 +146,11 @@ impl Actor {
             let removed = self.shared.store.remove_pod(&self.record.id);
             match removed.map_err(doing("remove the pod's record")) {
                 Ok(()) => {
-                    self.shared.views.remove_pod(&self.record.id);
+                    let (views, id) = (&self.shared.views, &self.record.id);
+                    let last = views.remove_pod(id);
+                    self.shared.events.pod(views, PodEventKind::Deleted, id, last);
+                    self.shared.rates.forget(&self.record.cgroup);
+                    self.shared.files.forget(&self.record.cgroup);
                     self.gone = true;
                 }
                 Err(error) => {
@@ -149,6 +181,7 @@ impl Actor {
             return;
         }
         tracing::error!(pod = %self.record.id, pid = self.record.monitor, "the pod's monitor is gone");
+        let was_ready = self.record.life == PodLife::Ready;
         self.record.life = PodLife::NotReady;
         self.record_pod();
         self.show();
@@ -163,6 +196,9 @@ impl Actor {
             let exit = exit_without_monitor(&self.shared, &container.record);
             kill_leftovers(&self.shared, &container.record.cgroup);
             self.happen(&id, Event::Ended { started_at: 0, exit });
+        }
+        if was_ready {
+            self.tell(PodEventKind::Stopped);
         }
     }
 }

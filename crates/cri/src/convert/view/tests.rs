@@ -23,6 +23,7 @@ pub(crate) fn a_pod(byte: u8) -> PodView {
         cni_result: "{}".into(),
         monitor: 42,
         cgroup: "".into(),
+        resources: Default::default(),
     }
 }
 

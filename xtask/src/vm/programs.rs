@@ -1,0 +1,117 @@
+//! The part of a guest that is new each time: our programs, the libraries that they need, the command.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result};
+
+use super::Options;
+use super::base;
+use super::packages::said;
+use crate::build;
+
+const INIT: &str = include_str!("guest/init.sh");
+const RUN: &str = include_str!("guest/run.sh");
+
+/// A disk image that goes when it is dropped.
+pub struct ProgramsDisk {
+    folder: PathBuf,
+}
+
+impl ProgramsDisk {
+    /// The image.
+    pub fn image(&self) -> PathBuf {
+        self.folder.join("programs.img")
+    }
+
+    /// A folder that lives as long.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+}
+
+impl Drop for ProgramsDisk {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// Builds what is old and makes the disk.
+pub fn disk(cache: &Path, options: &Options) -> Result<ProgramsDisk> {
+    let folder = build::build(false)?;
+    let mut programs: Vec<PathBuf> =
+        ["bowline", "bowline-monitor", "bowline-check-helper"].map(|name| folder.join(name)).into();
+    build::cargo(&["build", "-p", "bowline-tests", "--bins"], false, &[])?;
+    programs.extend(
+        ["check-own", "with-daemon", "without-syscall", "demo"]
+            .map(|name| build::target().join("debug").join(name)),
+    );
+    let tests = tests()?;
+
+    let made = ProgramsDisk { folder: cache.join(format!("run-{}", std::process::id())) };
+    let root = made.folder.join("programs");
+    let bin = root.join("bin");
+    for name in ["bin", "lib", "lib64"] {
+        fs::create_dir_all(root.join(name)).context("make the folder of the programs")?;
+    }
+    let named = programs.iter().chain(&options.with).map(|path| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        (name, path.clone())
+    });
+    for (name, path) in named.chain(tests) {
+        libraries(&path, &root)?;
+        fs::copy(&path, bin.join(name)).with_context(|| format!("copy {}", path.display()))?;
+    }
+    script(&root.join("init"), INIT)?;
+    script(&root.join("run"), RUN)?;
+    let words: Vec<String> = options.command.iter().map(|word| quoted(word)).collect();
+    script(&root.join("command"), &format!("#!/bin/sh\nexec {}\n", words.join(" ")))?;
+    base::disk(&root, &made.image(), "1500M")?;
+    fs::remove_dir_all(&root).context("remove what became the image")?;
+    Ok(made)
+}
+
+/// The test programs of `tests/`, with their names.
+fn tests() -> Result<Vec<(String, PathBuf)>> {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(build::root()).stderr(Stdio::inherit());
+    let text =
+        said(command.args(["test", "-p", "bowline-tests", "--tests", "--no-run", "--message-format=json"]))?;
+    let executables = text.lines().filter_map(|line| line.split_once("\"executable\":\""));
+    let paths = executables.filter_map(|(_, rest)| rest.split_once('"')).map(|(path, _)| PathBuf::from(path));
+    // Cargo adds a hash: `takeover-0123456789abcdef`. Unit tests bear the name of their program or library.
+    let named = paths.filter_map(|path| {
+        let name = path.file_name()?.to_str()?.rsplit_once('-')?.0.to_owned();
+        let is_test = build::root().join("tests/tests").join(&name).with_extension("rs").exists();
+        is_test.then_some((name, path))
+    });
+    Ok(named.collect())
+}
+
+/// Copies what a program links dynamically. All were built on this machine, so one set of libraries fits them all.
+fn libraries(program: &Path, root: &Path) -> Result<()> {
+    // A static program is no failure: ldd says so, and ends with 1.
+    let output = Command::new("ldd").arg(program).output().context("run ldd")?;
+    for line in String::from_utf8_lossy(&output.stdout).lines() {
+        let path = line.split_whitespace().find(|word| word.starts_with('/'));
+        let Some(path) = path.map(Path::new) else { continue };
+        let name = path.file_name().unwrap_or_default();
+        // The loader's path is in the programs. It looks for the rest in /lib64, on every distribution.
+        let copy = root.join("lib64").join(name);
+        if !copy.exists() {
+            fs::copy(path, copy).with_context(|| format!("copy {}", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
+fn script(path: &Path, text: &str) -> Result<()> {
+    fs::write(path, text).with_context(|| format!("write {}", path.display()))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).context("make a script executable")
+}
+
+fn quoted(word: &str) -> String {
+    format!("'{}'", word.replace('\'', "'\\''"))
+}
