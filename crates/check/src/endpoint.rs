@@ -49,7 +49,7 @@ pub(crate) fn images(channel: Channel) -> Images {
 
 /// A request that ends by itself.
 pub(crate) fn ask<T>(message: T) -> Request<T> {
-    within(message, CALL)
+    within(message, crate::patience::at_most(CALL))
 }
 
 /// A request with a deadline of its own.
