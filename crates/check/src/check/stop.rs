@@ -141,8 +141,12 @@ async fn whole_container(node: Node) -> Result<()> {
         let pod = node.pod("whole").namespaces(|options| options.pid = mode as i32).run().await?;
         let words = ["spawn", "pause", ";", "detach", "on", "TERM", "ignore", ",", "pause"];
         let container = ready(pod.container("main"), &words).await?;
-        let count = container.host_pids().len();
-        ensure!(count >= 3, "only {count} processes with the PID namespace {mode:?}");
+        // They are told by their environment, which one that was just forked has not shown yet.
+        until("three processes", Duration::from_secs(3), async || {
+            let count = container.host_pids().len();
+            Ok(if count >= 3 { Found::Yes(()) } else { Found::Not(format!("{count} with {mode:?}")) })
+        })
+        .await?;
         container.stop(1).await?;
         until("the end of every process", Duration::from_secs(3), async || {
             let left = container.host_pids();
