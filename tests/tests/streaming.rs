@@ -273,9 +273,9 @@ fn what_a_client_abandons_is_killed_and_a_reset_of_stdout_is_a_closed_pipe() {
         String::from_utf8_lossy(&output).lines().any(|line| line.trim() == what)
     };
     let client = node.client.clone();
-    let driver = node.runtime.block_on(async {
+    let (_streams, driver) = node.runtime.block_on(async {
         let address = exec_address(&client, &id, &["sleep", "777"], ALL).await;
-        begin(&address, Transport::Spdy, ALL).await.1
+        begin(&address, Transport::Spdy, ALL).await
     });
     wait_for("the command runs", LIMIT, || alive(&mut node, "sleep 777"));
     driver.abort();

@@ -133,7 +133,7 @@ where
                 *granted.lock().unwrap_or_else(PoisonError::into_inner) = Some(session);
                 answer
             }
-            Err(refusal) => refusal,
+            Err(refusal) => *refusal,
         };
         async move { Ok::<_, Infallible>(answer) }
     });
@@ -183,11 +183,11 @@ fn headers(answer: &mut Answer, headers: Vec<(&'static str, String)>) {
 }
 
 /// Looks at a request: its answer, and what becomes of the connection after that; or only an answer.
-fn grant(inner: &Inner, mut request: Request<Body>) -> Result<(Answer, Granted), Answer> {
+fn grant(inner: &Inner, mut request: Request<Body>) -> Result<(Answer, Granted), Box<Answer>> {
     if request.method() != Method::GET && request.method() != Method::POST {
         let mut answer = plain(StatusCode::METHOD_NOT_ALLOWED, "only GET and POST");
         headers(&mut answer, vec![("Allow", "GET, POST".to_owned())]);
-        return Err(answer);
+        return Err(Box::new(answer));
     }
     let mut path = request.uri().path().trim_start_matches('/').split('/');
     let (kind, token, more) = (path.next(), path.next(), path.next());
@@ -202,14 +202,15 @@ fn grant(inner: &Inner, mut request: Request<Body>) -> Result<(Answer, Granted),
     let Some((_, mut session)) = session.filter(|(for_kind, _)| Some(*for_kind) == kind) else {
         return Err(unknown());
     };
-    let Agreed { wire, headers: answer_headers } = negotiate(purpose, request.headers()).map_err(refusal)?;
+    let Agreed { wire, headers: answer_headers } =
+        negotiate(purpose, request.headers()).map_err(|refused| Box::new(refusal(refused)))?;
     if let (Session::Ports { ports, .. }, Wire::Channels { .. }) = (&mut session, &wire) {
         if ports.is_empty() {
             *ports = ports_of(request.uri().query().unwrap_or_default());
         }
         if ports.is_empty() || ports.len() > MAX_PORTS {
             let text = format!("name 1 to {MAX_PORTS} ports, as `?port=80` or in the request");
-            return Err(plain(StatusCode::BAD_REQUEST, text));
+            return Err(Box::new(plain(StatusCode::BAD_REQUEST, text)));
         }
     }
     let mut answer = Response::new(Full::new(Bytes::new()));
@@ -219,10 +220,10 @@ fn grant(inner: &Inner, mut request: Request<Body>) -> Result<(Answer, Granted),
     Ok((answer, Granted { session, wire, upgrade }))
 }
 
-fn unknown() -> Answer {
+fn unknown() -> Box<Answer> {
     let text =
         "this address is unknown, was used before, or is older than a minute; ask the runtime for a new one";
-    plain(StatusCode::NOT_FOUND, text)
+    Box::new(plain(StatusCode::NOT_FOUND, text))
 }
 
 fn refusal(refused: Refused) -> Answer {
