@@ -23,9 +23,11 @@ use crate::{build, install};
 
 const HELP: &str = "\
 cargo xtask vm [--kernel 6.1|6.12] [--systemd] [--timeout SECONDS] [--with FILE].. COMMAND..
+cargo xtask vm smoke
 
 Runs COMMAND as root in a guest with a Debian kernel and cgroup v2, and ends with its exit code.
-On its PATH: bowline, check-own, with-daemon, demo, and the tests of tests/ by their names (takeover, leftovers, ..).
+`smoke` alone runs the part of `bowline check` that `cargo xtask test` runs in both kernels' guests.
+On the guest's PATH: bowline, check-own, with-daemon, demo, and the tests of tests/ by their names (takeover, leftovers, ..).
 
   --kernel    6.1 (bookworm, default) or 6.12 (its backports)
   --systemd   Debian with systemd as PID 1; else a bare init
@@ -93,6 +95,9 @@ struct Options {
 
 /// Runs a command in a guest; the result is its exit code.
 pub fn vm(args: &[String]) -> Result<u8> {
+    if args == ["smoke"] {
+        return smoke().map(|()| 0);
+    }
     let Some(options) = parse(args)? else {
         print!("{HELP}");
         return Ok(0);
