@@ -94,7 +94,7 @@ mod tests {
             settings: json!({}),
         };
         let network = NetworkStatus::NotReady { reason: "NetworkPluginNotReady", message: "none".into() };
-        let info = info(&server, &network);
+        let info = info(&server, &network, &[]);
         let config: serde_json::Value = serde_json::from_str(&info["config"]).unwrap();
         assert_eq!(info["lastCNILoadStatus"], "NetworkPluginNotReady: none");
         assert_eq!((&config["stateDir"], &config["rootDir"]), (&json!("/run/x"), &json!("/var/x")));

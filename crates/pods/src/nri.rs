@@ -20,7 +20,6 @@ use bowline_nri::{NriError, Ticket};
 use bowline_store::{ContainerRecord, PodRecord};
 
 pub(crate) use limits::{Change, keep, overlay};
-pub(crate) use message::cri_limits;
 pub(crate) use runtime::PluginsRuntime;
 pub(crate) use turns::{Settled, Turn, Turns};
 

@@ -239,7 +239,7 @@ fn linux(
 }
 
 /// Limits as CRI has them.
-pub(crate) fn cri_limits(shared: &Shared, resources: &Resources) -> Result<api::LinuxResources, PodError> {
+pub(super) fn cri_limits(shared: &Shared, resources: &Resources) -> Result<api::LinuxResources, PodError> {
     let built: LinuxResources =
         bowline_oci::linux_resources(resources, &shared.host.facts, &mut Vec::new())
             .map_err(|error| PodError::Invalid(error.to_string()))?;
