@@ -6,8 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bowline_nri_proto::v1alpha1::{
-    ConfigureResponse, ContainerUpdate, Empty, FailurePolicy, RegisterPluginRequest, SynchronizeRequest,
-    SynchronizeResponse, UpdateContainersRequest, UpdateContainersResponse,
+    ConfigureResponse, Container, ContainerAdjustment, ContainerEviction, ContainerUpdate,
+    CreateContainerResponse, Empty, FailurePolicy, LinuxResources, OwningPlugins, PodSandbox,
+    RegisterPluginRequest, StopContainerResponse, SynchronizeRequest, SynchronizeResponse,
+    UpdateContainerRequest, UpdateContainerResponse, UpdateContainersRequest, UpdateContainersResponse,
+    UpdatePodSandboxRequest, ValidateContainerAdjustmentRequest, ValidateContainerAdjustmentResponse,
 };
 use prost::Message as _;
 use tokio::net::UnixStream;
@@ -21,7 +24,35 @@ use crate::NRI_VERSION;
 /// How long the runtime may take to answer.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// What a plugin does. All calls but Configure and Synchronize come in by name, with their bytes.
+/// What a plugin is asked.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Heard {
+    /// The method.
+    pub call: String,
+    /// About this pod.
+    pub pod: Option<PodSandbox>,
+    /// Of which this container; none: about the pod itself.
+    pub container: Option<Container>,
+    /// Limits that a client wants.
+    pub resources: Option<LinuxResources>,
+    /// Who wants what of a new container, for those who validate.
+    pub owners: Option<OwningPlugins>,
+}
+
+/// What it says. Most calls take nothing of it.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Answer {
+    /// To CreateContainer.
+    pub adjust: Option<ContainerAdjustment>,
+    /// To CreateContainer, UpdateContainer and StopContainer.
+    pub update: Vec<ContainerUpdate>,
+    /// To CreateContainer and UpdateContainer.
+    pub evict: Vec<ContainerEviction>,
+    /// To ValidateContainerAdjustment: why not.
+    pub reject: Option<String>,
+}
+
+/// What a plugin does.
 pub trait Plugin: Send + Sync + 'static {
     /// What it wants to happen when it does not answer.
     fn policy(&self) -> FailurePolicy {
@@ -31,8 +62,8 @@ pub trait Plugin: Send + Sync + 'static {
     /// What is there already; what it wants changed.
     fn synchronize(&self, everything: SynchronizeRequest) -> Work<'_, Result<Vec<ContainerUpdate>, String>>;
 
-    /// A call, by the name of its method: the bytes of its answer, or an error of its own words.
-    fn call(&self, method: String, payload: Vec<u8>) -> Work<'_, Result<Vec<u8>, String>>;
+    /// Everything else. An error is in its own words.
+    fn call(&self, heard: Heard) -> Work<'_, Result<Answer, String>>;
 }
 
 /// A plugin that is connected. It leaves when this goes.
@@ -113,9 +144,49 @@ fn service(plugin: Arc<dyn Plugin>) -> Service {
                     };
                     Ok(SynchronizeResponse { update, more }.encode_to_vec())
                 }
-                (PLUGIN_SERVICE, _) => plugin.call(method, payload).await.map_err(|why| (code::UNKNOWN, why)),
+                (PLUGIN_SERVICE, _) => {
+                    let heard = read(&method, &payload).map_err(malformed)?;
+                    let answer = plugin.call(heard).await.map_err(|why| (code::UNKNOWN, why))?;
+                    Ok(write(&method, answer))
+                }
                 _ => Err((code::UNIMPLEMENTED, format!("there is no {service}/{method}"))),
             }
         })
     })
+}
+
+/// Requests about containers have the same first three fields, all but one.
+fn read(method: &str, payload: &[u8]) -> Result<Heard, prost::DecodeError> {
+    let call = method.to_owned();
+    match method {
+        "UpdatePodSandbox" => {
+            let request = UpdatePodSandboxRequest::decode(payload)?;
+            Ok(Heard { call, pod: request.pod, resources: request.linux_resources, ..Heard::default() })
+        }
+        "ValidateContainerAdjustment" => {
+            let ValidateContainerAdjustmentRequest { pod, container, owners, .. } =
+                ValidateContainerAdjustmentRequest::decode(payload)?;
+            Ok(Heard { call, pod, container, owners, resources: None })
+        }
+        _ => {
+            let UpdateContainerRequest { pod, container, linux_resources } =
+                UpdateContainerRequest::decode(payload)?;
+            Ok(Heard { call, pod, container, resources: linux_resources, owners: None })
+        }
+    }
+}
+
+fn write(method: &str, answer: Answer) -> Vec<u8> {
+    let Answer { adjust, update, evict, reject } = answer;
+    match method {
+        "CreateContainer" => CreateContainerResponse { adjust, update, evict }.encode_to_vec(),
+        "UpdateContainer" => UpdateContainerResponse { update, evict }.encode_to_vec(),
+        "StopContainer" => StopContainerResponse { update }.encode_to_vec(),
+        "ValidateContainerAdjustment" => {
+            let rejected = reject.is_some();
+            let reason = reject.unwrap_or_default();
+            ValidateContainerAdjustmentResponse { reject: rejected, reason }.encode_to_vec()
+        }
+        _ => Vec::new(),
+    }
 }

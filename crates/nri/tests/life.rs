@@ -6,13 +6,11 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bowline_nri::api::{
-    Container, ContainerAdjustment, ContainerEviction, ContainerUpdate, CreateContainerRequest,
-    CreateContainerResponse, Event, FailurePolicy, KeyValue, PodSandbox, SynchronizeRequest,
-    UpdateContainersRequest,
+    Container, ContainerAdjustment, ContainerEviction, ContainerUpdate, Event, FailurePolicy, KeyValue,
+    PodSandbox, SynchronizeRequest, UpdateContainersRequest,
 };
-use bowline_nri::stub::{Plugin, Stub};
+use bowline_nri::stub::{Answer, Heard, Plugin, Stub};
 use bowline_nri::{Nri, NriConfig, NriError, Runtime, Work};
-use prost::Message as _;
 use tokio::net::UnixListener;
 use tokio::sync::{Notify, Semaphore};
 
@@ -51,7 +49,7 @@ fn container(id: &str) -> Container {
     Container { id: id.into(), name: id.into(), ..Container::default() }
 }
 
-type Answer = Result<Vec<u8>, String>;
+type Said = Result<Answer, String>;
 
 /// A plugin that writes down what it hears.
 struct Recorder {
@@ -60,7 +58,7 @@ struct Recorder {
     more: Notify,
     /// Closed: Synchronize waits.
     gate: Semaphore,
-    answers: Mutex<BTreeMap<&'static str, Answer>>,
+    answers: Mutex<BTreeMap<&'static str, Said>>,
     silent_on: Mutex<BTreeSet<&'static str>>,
 }
 
@@ -101,7 +99,7 @@ impl Recorder {
         }
     }
 
-    fn answer(&self, method: &'static str, answer: Answer) {
+    fn answer(&self, method: &'static str, answer: Said) {
         self.answers.lock().unwrap().insert(method, answer);
     }
 
@@ -124,17 +122,16 @@ impl Plugin for Recorder {
         })
     }
 
-    fn call(&self, method: String, payload: Vec<u8>) -> Work<'_, Answer> {
+    fn call(&self, heard: Heard) -> Work<'_, Said> {
         Box::pin(async move {
-            // All requests about containers have the container in the same field.
-            let about = CreateContainerRequest::decode(payload.as_slice()).unwrap_or_default();
-            let id = about.container.map(|container| container.id).or(about.pod.map(|pod| pod.id));
-            self.hear(format!("{method} {}", id.unwrap_or_default()));
-            let silent = self.silent_on.lock().unwrap().contains(method.as_str());
+            let Heard { call, pod, container, .. } = heard;
+            let id = container.map(|container| container.id).or(pod.map(|pod| pod.id));
+            self.hear(format!("{call} {}", id.unwrap_or_default()));
+            let silent = self.silent_on.lock().unwrap().contains(call.as_str());
             if silent {
                 std::future::pending::<()>().await;
             }
-            self.answers.lock().unwrap().get(method.as_str()).cloned().unwrap_or(Ok(Vec::new()))
+            self.answers.lock().unwrap().get(call.as_str()).cloned().unwrap_or(Ok(Answer::default()))
         })
     }
 }
@@ -189,10 +186,10 @@ impl Daemon {
     }
 }
 
-fn adjustment(key: &str, value: &str) -> Answer {
+fn adjustment(key: &str, value: &str) -> Said {
     let env = vec![KeyValue { key: key.into(), value: value.into() }];
     let adjust = Some(ContainerAdjustment { env, ..ContainerAdjustment::default() });
-    Ok(CreateContainerResponse { adjust, ..CreateContainerResponse::default() }.encode_to_vec())
+    Ok(Answer { adjust, ..Answer::default() })
 }
 
 #[tokio::test]
@@ -232,7 +229,7 @@ async fn an_error_of_a_plugin_fails_the_call_and_keeps_the_plugin() {
     plugin.answer("CreateContainer", Err("not today".into()));
     let error = daemon.create("c").await.unwrap_err();
     assert!(matches!(&error, NriError::Plugin { plugin, .. } if plugin == "10-a"), "{error}");
-    plugin.answer("CreateContainer", Ok(Vec::new()));
+    plugin.answer("CreateContainer", Ok(Answer::default()));
     daemon.create("c").await.unwrap();
     assert_eq!((daemon.nri.plugins().len(), daemon.nri.dropped()), (1, 0));
 }

@@ -378,9 +378,7 @@ pub(crate) fn compile(
         directories: &stored.directories,
         cgroups: &shared.host.layout,
         cgroup_path: Some(&record.cgroup),
-        // A PID namespace is joined at birth, by the launcher; so is a user namespace.
-        inherited: bowline_linux::clone::ns::PID
-            | user::of_pod(pod).map_or(0, |_| bowline_linux::clone::ns::USER),
+        inherited: inherited(pod, &stored.spec),
         last_cap: shared.host.facts.last_cap,
         arch: shared.host.arch,
         seccomp: &shared.seccomp,
@@ -398,6 +396,22 @@ pub(crate) fn compile(
     devices::bind(&mut compiled, &stored.device_sources);
     volumes::replace(&mut compiled, record, &name(format!("{own}/lower"))?)?;
     Ok(compiled)
+}
+
+/// What a container is born in. A PID namespace is joined at birth, by the launcher; so is a user namespace. The others
+/// are its pod's, unless its spec says something else about them.
+fn inherited(pod: &PodSpec, spec: &Spec) -> u64 {
+    use bowline_linux::clone::ns;
+    let listed = |flag| {
+        let namespaces = spec.linux.iter().flat_map(|linux| &linux.namespaces);
+        namespaces.filter_map(|namespace| namespace.kind.clone_flag()).any(|known| known == flag)
+    };
+    let asked = &pod.security.namespaces;
+    let own = [(ns::NET, asked.network), (ns::UTS, asked.network), (ns::IPC, asked.ipc)]
+        .into_iter()
+        .filter(|(flag, mode)| *mode != NamespaceMode::Node && !listed(*flag))
+        .fold(0, |flags, (flag, _)| flags | flag);
+    ns::PID | user::of_pod(pod).map_or(0, |_| ns::USER) | own
 }
 
 /// The folder of a container's overlay that holds what it wrote.
