@@ -58,13 +58,13 @@ type plugin struct {
 }
 
 type heard struct {
-	Call       string               `json:"call"`
-	Pod        *api.PodSandbox      `json:"pod,omitempty"`
-	Container  *api.Container       `json:"container,omitempty"`
-	Pods       []string             `json:"pods,omitempty"`
-	Containers []string             `json:"containers,omitempty"`
-	Resources  *api.LinuxResources  `json:"resources,omitempty"`
-	Text       string               `json:"text,omitempty"`
+	Call       string              `json:"call"`
+	Pod        *api.PodSandbox     `json:"pod,omitempty"`
+	Container  *api.Container      `json:"container,omitempty"`
+	Pods       []string            `json:"pods,omitempty"`
+	Containers []string            `json:"containers,omitempty"`
+	Resources  *api.LinuxResources `json:"resources,omitempty"`
+	Text       string              `json:"text,omitempty"`
 }
 
 func (p *plugin) write(what heard) {
@@ -86,17 +86,15 @@ func contains(list []string, name string) bool {
 	return false
 }
 
-func (p *plugin) hear(ctx context.Context, what heard) error {
+func (p *plugin) hear(_ context.Context, what heard) error {
 	p.write(what)
 	p.mu.Lock()
 	hold := contains(p.wishes.Hold, what.Call) && !p.held[what.Call]
 	p.held[what.Call] = true
 	p.mu.Unlock()
 	if hold {
-		select {
-		case <-p.release:
-		case <-ctx.Done():
-		}
+		// Beyond the limit of the call, of which its context knows.
+		<-p.release
 	}
 	if contains(p.wishes.Fail, what.Call) {
 		return errors.New(what.Call + " is not wanted")

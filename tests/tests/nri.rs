@@ -150,7 +150,12 @@ impl Node {
         self.client.run(config).await.expect("RunPodSandbox")
     }
 
-    async fn start_container(&mut self, pod: &str, name: &str, script: &str) -> Result<String, tonic::Status> {
+    async fn start_container(
+        &mut self,
+        pod: &str,
+        name: &str,
+        script: &str,
+    ) -> Result<String, tonic::Status> {
         let config = container(&self.client, name, script);
         self.client.start(pod, config).await
     }
@@ -210,7 +215,13 @@ async fn a_whole_life_is_told_in_order() {
     ];
     assert_eq!(plugin.heard(), expected);
     let create = plugin.line("CreateContainer main");
-    for fact in ["\"args\":[\"sh\"", "\"pod_sandbox_id\":", "\"namespaces\":", "\"destination\":\"/proc\"", "\"uid\":\"whole-uid\""] {
+    for fact in [
+        "\"args\":[\"/bin/sh\"",
+        "\"pod_sandbox_id\":",
+        "\"namespaces\":",
+        "\"destination\":\"/proc\"",
+        "\"uid\":\"whole-uid\"",
+    ] {
         assert!(create.contains(fact), "{fact} in {create}");
     }
     drop(plugin);
@@ -274,7 +285,8 @@ async fn two_plugins_shape_a_container_and_may_not_collide() {
     let status = node.client.status(&id).await.unwrap();
     assert_eq!(status.resources.unwrap().linux.unwrap().memory_limit_in_bytes, 64 << 20);
 
-    let _third = Plugin::join(&node.daemon, "30", "three", r#"{"adjust":{"env":[{"key":"ONE","value":"3"}]}}"#);
+    let _third =
+        Plugin::join(&node.daemon, "30", "three", r#"{"adjust":{"env":[{"key":"ONE","value":"3"}]}}"#);
     let error = node.start_container(&pod, "conflict", "sleep 1000").await.unwrap_err();
     assert!(error.message().contains("10-one and 30-three"), "{error}");
     assert!(error.message().contains("ONE"), "{error}");
@@ -289,14 +301,14 @@ async fn updates_that_nobody_asked_for() {
     let mut plugin = Plugin::join(&node.daemon, "10", "asks", "{}");
     plugin.say(&format!("update {id} 1234"));
     plugin.wait_for("updated");
-    assert!(plugin.line("updated").contains("0 failed, error <nil>"), "{}", plugin.line("updated"));
+    assert!(plugin.line("updated").contains("\"0 failed"), "{}", plugin.line("updated"));
     assert_eq!(node.shares(&id).await, 1234);
     let asked: Vec<String> = plugin.heard().into_iter().filter(|call| call.starts_with("Update")).collect();
     assert_eq!(asked, Vec::<String>::new(), "a plugin is not asked about what it wants itself");
     plugin.lines.lock().unwrap().clear();
     plugin.say(&format!("update {} 1", "0".repeat(64)));
     plugin.wait_for("updated");
-    assert!(plugin.line("updated").contains("1 failed"), "{}", plugin.line("updated"));
+    assert!(plugin.line("updated").contains("\"1 failed"), "{}", plugin.line("updated"));
     node.client.remove(&pod).await.unwrap();
 }
 
@@ -336,15 +348,10 @@ async fn nobody_is_lost_while_a_plugin_joins() {
 async fn dead_and_silent_plugins_cost_what_their_policy_says() {
     let Some(mut node) = Node::start("[nri]\nrequest_timeout_seconds = 1\n").await else { return };
     let pod = node.pod("policies").await;
-    let count = |node: &Node| {
-        let info = node.daemon.cli(&["info"]).output().expect("bowline info");
-        drop(info);
-        node.daemon.log().matches("has failed and is dropped").count()
-    };
     let silent = Plugin::join(&node.daemon, "10", "silent", r#"{"hold":["CreateContainer"]}"#);
     node.start_container(&pod, "past-silence", "sleep 1000").await.expect("the call goes on");
     silent.wait_for("closed");
-    assert_eq!(count(&node), 1);
+    assert_eq!(node.daemon.log().matches("has failed and is dropped").count(), 1);
 
     let mut killed = Plugin::connect(&node.daemon, "10", "killed", r#"{"hold":["CreateContainer"]}"#);
     killed.wait_for("Synchronize");
@@ -368,9 +375,11 @@ async fn dead_and_silent_plugins_cost_what_their_policy_says() {
     let error = node.start_container(&pod, "refused", "sleep 1000").await.unwrap_err();
     assert!(error.message().contains("StartContainer is not wanted"), "{error}");
     let listed = node.client.runtime.list_containers(v1::ListContainersRequest::default()).await.unwrap();
-    let refused = listed.into_inner().containers.into_iter().find(|known| {
-        known.metadata.as_ref().is_some_and(|metadata| metadata.name == "refused")
-    });
+    let refused = listed
+        .into_inner()
+        .containers
+        .into_iter()
+        .find(|known| known.metadata.as_ref().is_some_and(|metadata| metadata.name == "refused"));
     let status = node.client.status(&refused.expect("it is listed").id).await.unwrap();
     assert_eq!((status.exit_code, status.reason.as_str()), (128, "StartError"));
     node.client.remove(&pod).await.unwrap();
@@ -413,11 +422,16 @@ async fn programs_are_started_with_the_daemon_and_anew_with_the_next() {
     let file = daemon.folder().join("heard");
     fs::copy(program, plugins.join("05-ours")).unwrap();
     fs::set_permissions(plugins.join("05-ours"), fs::Permissions::from_mode(0o755)).unwrap();
-    let wishes = format!(r#"{{"log":"{}","adjust":{{"env":[{{"key":"PLUGGED","value":"yes"}}]}}}}"#, file.display());
+    let wishes =
+        format!(r#"{{"log":"{}","adjust":{{"env":[{{"key":"PLUGGED","value":"yes"}}]}}}}"#, file.display());
     fs::write(configs.join("ours.conf"), wishes).unwrap();
     let config = daemon.folder().join("config.toml");
     let text = fs::read_to_string(&config).unwrap();
-    let more = format!("[nri]\nplugin_path = \"{}\"\nplugin_config_path = \"{}\"\n", plugins.display(), configs.display());
+    let more = format!(
+        "[nri]\nplugin_path = \"{}\"\nplugin_config_path = \"{}\"\n",
+        plugins.display(),
+        configs.display()
+    );
     fs::write(&config, format!("{text}\n{more}")).unwrap();
     daemon.restart();
     let mut node = Node::of(daemon).await;

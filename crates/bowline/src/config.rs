@@ -308,7 +308,8 @@ impl NriSettings {
         let seconds = |number: &Option<NonZeroU32>, default: Duration| {
             number.map_or(default, |number| Duration::from_secs(number.get().into()))
         };
-        config.registration_timeout = seconds(&self.registration_timeout_seconds, config.registration_timeout);
+        config.registration_timeout =
+            seconds(&self.registration_timeout_seconds, config.registration_timeout);
         config.request_timeout = seconds(&self.request_timeout_seconds, config.request_timeout);
         config.synchronize_timeout = seconds(&self.synchronize_timeout_seconds, config.synchronize_timeout);
         config.required_plugins.clone_from(&self.required_plugins);

@@ -86,7 +86,11 @@ impl Exporter {
         for plugin in &plugins {
             page.row("bowline_nri_failures_total", &[("plugin", &plugin.name)], plugin.failed);
         }
-        page.head("bowline_nri_plugins_dropped_total", "counter", "NRI plugins that did not answer and were dropped.");
+        page.head(
+            "bowline_nri_plugins_dropped_total",
+            "counter",
+            "NRI plugins that did not answer and were dropped.",
+        );
         page.row("bowline_nri_plugins_dropped_total", &[], dropped);
         page.head("bowline_event_readers", "gauge", "Clients that listen to events.");
         page.row("bowline_event_readers", &[], readers as u64);

@@ -11,11 +11,11 @@ use prost::Message as _;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, oneshot};
 
+use crate::NRI_VERSION;
 use crate::hub::{Hub, Nri, Runtime};
 use crate::launched::{Launched, discover};
 use crate::link::{End, Link, Service, code};
 use crate::plugin::{ALL_EVENTS, PLUGIN_SERVICE, Plugin, check_index, check_name};
-use crate::NRI_VERSION;
 
 /// The service that the runtime serves.
 pub(crate) const RUNTIME_SERVICE: &str = "nri.pkg.api.v1alpha1.Runtime";
@@ -73,7 +73,9 @@ async fn accept(hub: Weak<Hub>, socket: UnixListener) {
                     arrive(hub, connection, None).await;
                 });
             }
-            (Ok(_), Err(_)) => tracing::warn!("too many NRI plugins are about to register; one is turned away"),
+            (Ok(_), Err(_)) => {
+                tracing::warn!("too many NRI plugins are about to register; one is turned away")
+            }
             (Err(error), _) => {
                 tracing::warn!(%error, "could not accept a connection of an NRI plugin");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -152,7 +154,8 @@ async fn welcome(
     };
     hub.count(hub.roster.plugins().len());
     tokio::spawn(leave(hub.clone(), plugin.clone()));
-    let wanted = synchronize(hub, &plugin, committed).await.map_err(|error| format!("Synchronize: {error}"))?;
+    let wanted =
+        synchronize(hub, &plugin, committed).await.map_err(|error| format!("Synchronize: {error}"))?;
     drop(turn);
     tracing::info!(plugin = plugin.name(), nri = request.nri_version, "an NRI plugin has joined");
     hub.apply_all(wanted, Vec::new()).await;
@@ -165,7 +168,10 @@ async fn leave(hub: Arc<Hub>, plugin: Arc<Plugin>) {
     hub.count(hub.roster.leave(&plugin));
     let required = &hub.config.required_plugins;
     if required.iter().any(|name| *name == plugin.base || *name == plugin.name()) {
-        tracing::error!(plugin = plugin.name(), "a required NRI plugin is gone: no containers are made without it");
+        tracing::error!(
+            plugin = plugin.name(),
+            "a required NRI plugin is gone: no containers are made without it"
+        );
     } else {
         tracing::info!(plugin = plugin.name(), "an NRI plugin is gone");
     }

@@ -348,8 +348,7 @@ async fn tell(
     let limit = hub.config.request_timeout;
     let told = match container {
         Some(container) => {
-            let request =
-                StopContainerRequest { pod: Some(pod.clone()), container: Some(container.clone()) };
+            let request = StopContainerRequest { pod: Some(pod.clone()), container: Some(container.clone()) };
             plugin.tell(event, &request, (pod, Some(container)), limit, &hub.dropped).await
         }
         None => {
@@ -383,9 +382,8 @@ async fn validate(
     let event = Event::ValidateContainerAdjustment;
     for plugin in hub.roster.plugins() {
         let limit = hub.config.request_timeout;
-        let answer = plugin
-            .ask::<ValidateContainerAdjustmentResponse>(event, &request, limit, &hub.dropped)
-            .await?;
+        let answer =
+            plugin.ask::<ValidateContainerAdjustmentResponse>(event, &request, limit, &hub.dropped).await?;
         if let Some(answer) = answer.filter(|answer| answer.reject) {
             return Err(NriError::Rejected { by: plugin.name(), reason: answer.reason });
         }

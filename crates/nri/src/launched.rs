@@ -116,7 +116,9 @@ mod tests {
         for path in [&plugins, &configs] {
             fs::create_dir(path).unwrap();
         }
-        for (name, mode) in [("20-b", 0o755), ("10-a", 0o755), ("30-c", 0o644), ("nothing", 0o755), ("x1-d", 0o755)] {
+        for (name, mode) in
+            [("20-b", 0o755), ("10-a", 0o755), ("30-c", 0o644), ("nothing", 0o755), ("x1-d", 0o755)]
+        {
             let path = plugins.join(name);
             fs::write(&path, "").unwrap();
             fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();

@@ -306,13 +306,10 @@ fn serve(message: Message, service: &Service, served: &Arc<Semaphore>, outgoing:
         };
         let response = match result {
             Ok(payload) => Response { status: None, payload },
-            Err((code, message)) => {
-                Response { status: Some(Status { code, message }), payload: Vec::new() }
-            }
+            Err((code, message)) => Response { status: Some(Status { code, message }), payload: Vec::new() },
         };
         let Message { connection, stream, .. } = message;
-        let answer =
-            Message { connection, stream, kind: Kind::Response, payload: response.encode_to_vec() };
+        let answer = Message { connection, stream, kind: Kind::Response, payload: response.encode_to_vec() };
         let _ = outgoing.send(answer).await;
     });
 }
@@ -325,7 +322,8 @@ mod tests {
 
     fn a_pair(service: Service) -> (Arc<Link>, Arc<Link>) {
         let (one, two) = UnixStream::pair().unwrap();
-        let nobody: Service = Arc::new(|_, _, _| Box::pin(async { Err((code::UNIMPLEMENTED, String::new())) }));
+        let nobody: Service =
+            Arc::new(|_, _, _| Box::pin(async { Err((code::UNIMPLEMENTED, String::new())) }));
         (Link::start(one, End::Runtime, nobody), Link::start(two, End::Plugin, service))
     }
 

@@ -1,7 +1,7 @@
 //! A plugin that is connected: who it is, what it wants to be asked, and what happens when it does not answer.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bowline_nri_proto::v1alpha1::{Container, Empty, Event, FailurePolicy, PodSandbox, StateChangeEvent};
@@ -119,13 +119,14 @@ impl Plugin {
                 answer => return self.judge(event, answer, dropped),
             }
             self.old.fetch_or(bit(event), Ordering::Relaxed);
-            tracing::info!(plugin = self.name(), call = method(event), "an NRI plugin is told by StateChange");
+            tracing::info!(
+                plugin = self.name(),
+                call = method(event),
+                "an NRI plugin is told by StateChange"
+            );
         }
-        let change = StateChangeEvent {
-            event: event as i32,
-            pod: Some(about.0.clone()),
-            container: about.1.cloned(),
-        };
+        let change =
+            StateChangeEvent { event: event as i32, pod: Some(about.0.clone()), container: about.1.cloned() };
         match self.link.call(PLUGIN_SERVICE, "StateChange", &change, limit).await {
             // It wants to be told, and has no ear for it: nothing is lost on it.
             Err(CallError::Refused { code: code::UNIMPLEMENTED, .. }) => Ok(None),

@@ -15,11 +15,11 @@ use bowline_nri_proto::v1alpha1::{
 use prost::Message as _;
 use tokio::net::UnixStream;
 
+use crate::NRI_VERSION;
 use crate::arrival::RUNTIME_SERVICE;
 use crate::hub::Work;
 use crate::link::{CallError, End, Link, Service, code};
 use crate::plugin::{ALL_EVENTS, PLUGIN_SERVICE};
-use crate::NRI_VERSION;
 
 /// How long the runtime may take to answer.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -138,9 +138,7 @@ fn service(plugin: Arc<dyn Plugin>) -> Service {
                     };
                     let update = match whole {
                         None => Vec::new(),
-                        Some(whole) => {
-                            plugin.synchronize(whole).await.map_err(|why| (code::UNKNOWN, why))?
-                        }
+                        Some(whole) => plugin.synchronize(whole).await.map_err(|why| (code::UNKNOWN, why))?,
                     };
                     Ok(SynchronizeResponse { update, more }.encode_to_vec())
                 }

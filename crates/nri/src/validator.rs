@@ -183,7 +183,11 @@ mod tests {
         let annotations = &mut request.pod.get_or_insert_default().annotations;
         annotations.insert("ok.example/container.app".into(), "true".into());
         assert_eq!(check(&config, &request), Ok(()));
-        request.pod.get_or_insert_default().annotations.insert("ok.example/container.app".into(), "perhaps".into());
+        request
+            .pod
+            .get_or_insert_default()
+            .annotations
+            .insert("ok.example/container.app".into(), "perhaps".into());
         assert!(check(&config, &request).is_err());
     }
 

@@ -105,7 +105,9 @@ impl Inbox {
             if length > MAX_FRAME {
                 return Err(WireError::LongFrame(length));
             }
-            let Some(payload) = self.raw.get(used + FRAME_HEADER..used + FRAME_HEADER + length) else { break };
+            let Some(payload) = self.raw.get(used + FRAME_HEADER..used + FRAME_HEADER + length) else {
+                break;
+            };
             used += FRAME_HEADER + length;
             // Connections that nobody has opened are passed over, as the Go library does.
             let Some(connection) = Connection::of(number) else { continue };

@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use bowline_cri_proto::v1;
+use bowline_nri::Work;
 use bowline_nri::api::{
     ContainerAdjustment, ContainerUpdate, FailurePolicy, KeyValue, LinuxContainerAdjustment,
     LinuxContainerUpdate, LinuxCpu, LinuxDevice, LinuxResources, Mount, OptionalFileMode, OptionalUInt64,
     SynchronizeRequest,
 };
 use bowline_nri::stub::{Answer, Heard, Plugin, Stub};
-use bowline_nri::Work;
 use tokio::sync::Semaphore;
 
 use super::case::{Case, case, same};
@@ -217,7 +217,7 @@ async fn container_order(node: Node) -> Result<()> {
     let (plugin, _stub) = plugin(&node).await?;
     let pod = node.pod("order").run().await?;
     let container = pod.container("main").start().await?;
-    container.stop(10).await?;
+    container.stop(0).await?;
     container.remove().await?;
     let expected = [
         "RunPodSandbox",
@@ -237,8 +237,7 @@ async fn self_exit(node: Node) -> Result<()> {
     let (plugin, _stub) = plugin(&node).await?;
     let pod = node.pod("exit").run().await?;
     pod.container("main").cmd(&["exit", "7"]).start().await?;
-    let expected =
-        ["RunPodSandbox", "CreateContainer main", "StartContainer main", "StopContainer main"];
+    let expected = ["RunPodSandbox", "CreateContainer main", "StartContainer main", "StopContainer main"];
     until("Stop without a call", PATIENCE, async || {
         let heard = main_events(plugin.of(&pod.id));
         Ok(if heard == expected { Found::Yes(()) } else { Found::Not(format!("{heard:?}")) })
@@ -256,8 +255,8 @@ async fn run_hides(node: Node) -> Result<()> {
             let listed = node.list_pods(v1::PodSandboxFilter::default()).await?;
             ensure!(!listed.iter().any(|pod| pod.id == id), "the sandbox is listed while its hook is held");
             let config = Default::default();
-            let early = Pod { node: node.clone(), id, config }.container("early").try_create();
-            match tokio::time::timeout(Duration::from_secs(1), early).await {
+            let early = Pod { node: node.clone(), id, config }.container("early");
+            match tokio::time::timeout(Duration::from_secs(1), early.try_create()).await {
                 Ok(Err(_)) => Ok(()),
                 Ok(Ok(_)) => bail!("a container was made in a sandbox that is not there yet"),
                 Err(_) => bail!("CreateContainer waits for the hook"),
@@ -298,7 +297,10 @@ async fn stop_order(node: Node) -> Result<()> {
             same!(container.status().await?.state, v1::ContainerState::ContainerExited as i32, "state");
             same!(pod.status().await?.id, pod.id, "status of the sandbox");
             let heard = main_events(plugin.of(&pod.id));
-            ensure!(heard.contains(&"StopContainer main".to_owned()), "the container's end comes later: {heard:?}");
+            ensure!(
+                heard.contains(&"StopContainer main".to_owned()),
+                "the container's end comes later: {heard:?}"
+            );
             Ok(())
         }
         .await;
@@ -395,8 +397,11 @@ async fn no_loss(node: Node) -> Result<()> {
         !shown.iter().any(|known| known.id == container.id) && !lock(&plugin.heard).iter().any(create)
     };
     until("all containers at the plugin", PATIENCE, async || {
-        let missing: Vec<&str> =
-            all.iter().filter(|container| missing(container)).map(|container| container.id.as_str()).collect();
+        let missing: Vec<&str> = all
+            .iter()
+            .filter(|container| missing(container))
+            .map(|container| container.id.as_str())
+            .collect();
         Ok(if missing.is_empty() { Found::Yes(()) } else { Found::Not(format!("{missing:?} are missing")) })
     })
     .await

@@ -1,7 +1,8 @@
 //! One plugin's adjustment of a container that is being made.
 
 use bowline_nri_proto::v1alpha1::{
-    Container, ContainerAdjustment, Field, Hooks, KeyValue, LinuxContainer, LinuxContainerAdjustment, LinuxRdt,
+    Container, ContainerAdjustment, Field, Hooks, KeyValue, LinuxContainer, LinuxContainerAdjustment,
+    LinuxRdt,
 };
 
 use super::owners::Claims;

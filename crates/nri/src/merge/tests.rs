@@ -1,7 +1,7 @@
 use bowline_nri_proto::v1alpha1::{
     CdiDevice, ContainerAdjustment, Field, Hook, Hooks, HugepageLimit, KeyValue, LinuxContainer,
-    LinuxContainerAdjustment, LinuxCpu, LinuxDevice, LinuxMemory, LinuxNamespace, LinuxPids, Mount, OptionalInt,
-    OptionalInt64, OptionalUInt64, PosixRlimit,
+    LinuxContainerAdjustment, LinuxCpu, LinuxDevice, LinuxMemory, LinuxNamespace, LinuxPids, Mount,
+    OptionalInt, OptionalInt64, OptionalUInt64, PosixRlimit,
 };
 
 use super::*;
@@ -227,7 +227,9 @@ fn an_update_that_may_fail_is_dropped_whole() {
 fn the_limits_that_a_client_wants_are_changed_in_turn() {
     let mut changed = Update::new("c", shares(100));
     changed.take("a", vec![update("c", shares(200), false)], Vec::new()).unwrap();
-    changed.take("b", vec![update("c", memory(5), false), update("d", shares(1), false)], Vec::new()).unwrap();
+    changed
+        .take("b", vec![update("c", memory(5), false), update("d", shares(1), false)], Vec::new())
+        .unwrap();
     assert_eq!(changed.resources.cpu.unwrap().shares, Some(OptionalUInt64 { value: 200 }));
     assert_eq!(changed.resources.memory.unwrap().limit, Some(OptionalInt64 { value: 5 }));
     assert_eq!(changed.others.updates().len(), 1);

@@ -35,7 +35,8 @@ impl Actor {
     /// Tells that a container has ended, and only then those who wait for that: what they do next may count on what
     /// plugins make of it.
     pub(super) fn tell_stop(&mut self, id: &ContainerId, waiting: Vec<Reply<()>>) {
-        let first = self.containers.get_mut(id).is_some_and(|known| !std::mem::replace(&mut known.told_stop, true));
+        let first =
+            self.containers.get_mut(id).is_some_and(|known| !std::mem::replace(&mut known.told_stop, true));
         let told = if first { self.told(id) } else { None };
         let answer = |waiting: Vec<Reply<()>>| {
             for reply in waiting {
@@ -52,13 +53,14 @@ impl Actor {
 
     /// Somebody is to be told that a container goes, and before that (`true`) that it will not run any more.
     pub(super) fn take_removal(&mut self, id: &ContainerId) -> Option<(Told, bool)> {
-        let told = self.told(id)?;
-        let container = self.containers.get_mut(id)?;
-        if std::mem::replace(&mut container.told_removal, true) {
+        if self.containers.get(id)?.told_removal {
             return None;
         }
-        let stop = !std::mem::replace(&mut container.told_stop, true)
-            && matches!(container.life, Life::Created);
+        let told = self.told(id)?;
+        let container = self.containers.get_mut(id)?;
+        container.told_removal = true;
+        let stop =
+            !std::mem::replace(&mut container.told_stop, true) && matches!(container.life, Life::Created);
         self.shared.nri.leaving(&id.to_string());
         Some((told, stop))
     }

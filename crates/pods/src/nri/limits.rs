@@ -223,7 +223,8 @@ mod tests {
     fn what_cri_does_not_know_outlives_its_updates() {
         let mut before = LinuxResources::default();
         overlay(&change(&wanted()).unwrap().more, &mut before);
-        before.cpu = Some(CpuResources { shares: Some(2), realtime_period: Some(7), ..CpuResources::default() });
+        before.cpu =
+            Some(CpuResources { shares: Some(2), realtime_period: Some(7), ..CpuResources::default() });
         let mut after = LinuxResources {
             cpu: Some(CpuResources { shares: Some(3), ..CpuResources::default() }),
             ..LinuxResources::default()

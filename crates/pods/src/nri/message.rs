@@ -150,9 +150,7 @@ pub(super) fn container(
         Life::Running { started_at, .. } | Life::Stopping { started_at, .. } => {
             (api::ContainerState::ContainerRunning, *started_at, None)
         }
-        Life::Exited { started_at, exit } => {
-            (api::ContainerState::ContainerStopped, *started_at, Some(exit))
-        }
+        Life::Exited { started_at, exit } => (api::ContainerState::ContainerStopped, *started_at, Some(exit)),
     };
     let mut annotations = stored.annotations.clone();
     annotations.extend(facts.spec.annotations.clone());
@@ -193,7 +191,13 @@ pub(super) fn container(
         }),
         image: Some(api::Image {
             name: image_name.clone(),
-            digest: facts.image.reference.split_once('@').map(|(_, digest)| digest).unwrap_or_default().into(),
+            digest: facts
+                .image
+                .reference
+                .split_once('@')
+                .map(|(_, digest)| digest)
+                .unwrap_or_default()
+                .into(),
             config_digest: facts.image.id.clone(),
         }),
     }
@@ -240,9 +244,8 @@ fn linux(
 
 /// Limits as CRI has them.
 pub(super) fn cri_limits(shared: &Shared, resources: &Resources) -> Result<api::LinuxResources, PodError> {
-    let built: LinuxResources =
-        bowline_oci::linux_resources(resources, &shared.host.facts, &mut Vec::new())
-            .map_err(|error| PodError::Invalid(error.to_string()))?;
+    let built: LinuxResources = bowline_oci::linux_resources(resources, &shared.host.facts, &mut Vec::new())
+        .map_err(|error| PodError::Invalid(error.to_string()))?;
     Ok(limits::message(&built))
 }
 

@@ -3,14 +3,14 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, Weak};
 
-use bowline_model::container::Life;
 use bowline_model::ContainerId;
+use bowline_model::container::Life;
 use bowline_nri::api::{Container, ContainerEviction, ContainerUpdate, PodSandbox};
 use bowline_nri::{Runtime, Work};
 use tokio::sync::oneshot;
 
-use super::message::{self, ContainerFacts, PodFacts};
 use super::limits;
+use super::message::{self, ContainerFacts, PodFacts};
 use crate::PodError;
 use crate::actor::Command;
 use crate::shared::{Shared, now};

@@ -1,20 +1,24 @@
 //! The events of one pod, one after the other.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use tokio::sync::watch;
 
 /// Gives out turns. Whoever has one waits for all that were given before.
+#[derive(Default)]
 pub(crate) struct Turns {
     given: u64,
-    /// All turns below are over.
-    over: Arc<watch::Sender<u64>>,
+    over: Arc<watch::Sender<Over>>,
 }
 
-impl Default for Turns {
-    fn default() -> Turns {
-        Turns { given: 0, over: Arc::new(watch::Sender::new(0)) }
-    }
+/// Which turns are over.
+#[derive(Default)]
+struct Over {
+    /// All below this one.
+    below: u64,
+    /// And these, which ended before their turn came.
+    early: BTreeSet<u64>,
 }
 
 impl Turns {
@@ -34,7 +38,7 @@ impl Turns {
 /// A turn; it is over when this goes.
 pub(crate) struct Turn {
     number: u64,
-    over: Arc<watch::Sender<u64>>,
+    over: Arc<watch::Sender<Over>>,
 }
 
 impl Turn {
@@ -46,15 +50,19 @@ impl Turn {
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        let next = self.number + 1;
-        self.over.send_modify(|over| *over = next.max(*over));
+        self.over.send_modify(|over| {
+            over.early.insert(self.number);
+            while over.early.remove(&over.below) {
+                over.below += 1;
+            }
+        });
     }
 }
 
 /// All turns up to some moment.
 pub(crate) struct Settled {
     number: u64,
-    over: Arc<watch::Sender<u64>>,
+    over: Arc<watch::Sender<Over>>,
 }
 
 impl Settled {
@@ -64,9 +72,9 @@ impl Settled {
     }
 }
 
-async fn come(over: &watch::Sender<u64>, number: u64) {
+async fn come(over: &watch::Sender<Over>, number: u64) {
     // The sender is ours: it cannot go.
-    let _ = over.subscribe().wait_for(|over| *over >= number).await;
+    let _ = over.subscribe().wait_for(|over| over.below >= number).await;
 }
 
 #[cfg(test)]
@@ -81,6 +89,8 @@ mod tests {
         let seen = Mutex::new(Vec::new());
         turns.settled().come().await;
         let (one, two) = (turns.take(), turns.take());
+        // One that nobody takes holds nobody up, and lets nobody past.
+        drop(turns.take());
         let settled = turns.settled();
         let work = |turn: Turn, name| {
             let seen = &seen;
