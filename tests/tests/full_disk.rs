@@ -117,7 +117,7 @@ async fn too_large(client: &mut Client, daemon: &Daemon) {
     });
     let content: Vec<u8> = bytes.take(40 << 20).collect();
     let layer = Layer::new().file("big", 0o644, content);
-    let image = ImageBuilder::new().layer_as(layer, Compression::None).build();
+    let image = ImageBuilder::new().layer_as(layer, Compression::Plain).build();
     daemon.registry.push("big", "1", &image);
     let spec = v1::ImageSpec { image: format!("{}/big:1", daemon.registry.host()), ..Default::default() };
     let pull = v1::PullImageRequest { image: Some(spec), ..Default::default() };
