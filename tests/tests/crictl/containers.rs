@@ -3,8 +3,9 @@
 use crate::{Crictl, LIMIT, text};
 use bowline_tests::wait_for;
 
-/// Prints, and waits; ends by itself when told to.
-const TALKS: &str = "echo to stdout; echo to stderr >&2; trap 'exit 3' TERM; while :; do sleep 1 & wait; done";
+/// Prints, and waits; prints more or ends when told to.
+const TALKS: &str = "echo to stdout; echo to stderr >&2; echo $$ > /pid; \
+                     trap 'exit 3' TERM; trap 'echo later' USR1; while :; do sleep 1 & wait; done";
 
 fn main_pod(crictl: &Crictl) -> String {
     crictl.ok(&["pods", "-q", "--name", "main"]).trim().to_owned()
@@ -49,7 +50,7 @@ pub(crate) fn lists(crictl: &Crictl) {
     let quiet = crictl.container("quiet", &busybox, "true", "");
     let quiet = crictl.id(&["create", &main, &quiet, &pod]);
     crictl.says(&["ps"], &["talks", "Running", "main", &talks[..13]]);
-    crictl.says(&["ps", "-a", "-v"], &[&format!("ID: {quiet}"), "State: CONTAINER_CREATED", "role -> quiet"]);
+    crictl.says(&["ps", "-a", "-v"], &[&format!("ID: {quiet}"), "State: Created", "role -> quiet"]);
     crictl.says(&["ps", "--no-trunc", "-o", "yaml"], &[&talks]);
     crictl.says(&["ps", "-a", "--resolve-image-path"], &["busybox:1"]);
     crictl.ids(&["ps", "-q"], &[&talks]);
@@ -89,9 +90,9 @@ pub(crate) fn change(crictl: &Crictl) {
     for word in ["\"cpuQuota\": \"20000\"", "\"cpuShares\": \"512\"", "\"memoryLimitInBytes\": \"67108864\""] {
         assert!(inspected.contains(word), "{word}: {inspected}");
     }
-    let limit = ["exec", "-s", &talks, "sh", "-c", "cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/memory.max"];
-    let output = crictl.command(&[], &limit).output().expect("start crictl");
-    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "67108864", "in the container");
+    let (v1, v2) = ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory.max");
+    let limit = crictl.ok(&["exec", "-s", &talks, "sh", "-c", &format!("cat {v1} 2>/dev/null || cat {v2}")]);
+    assert_eq!(limit.trim(), "67108864", "in the container");
     crictl.fails(&["update", "--cpuset-cpus", "4000", &talks], "cpuset");
     crictl.says(&["stats"], &["talks", &talks[..13]]);
     crictl.says(&["stats", "-a", "--id", &talks, "-o", "json"], &["usageCoreNanoSeconds", "workingSetBytes"]);
@@ -118,7 +119,7 @@ pub(crate) fn logs(crictl: &Crictl) {
     let stamped = crictl.ok(&["logs", "--timestamps", "--stream", "stdout", &talks]);
     assert!(stamped.starts_with("20") && stamped.contains("T") && stamped.ends_with("to stdout\n"), "{stamped}");
     let write = || {
-        crictl.ok(&["exec", "-s", &talks, "sh", "-c", "echo later > /proc/1/fd/1"]);
+        crictl.ok(&["exec", "-s", &talks, "sh", "-c", "kill -USR1 $(cat /pid)"]);
     };
     crictl.watch(&["logs", "--follow", &talks], &["to stdout", "later"], write);
     let log = crictl.path("logs/talks.log");
@@ -139,7 +140,7 @@ fn previous(crictl: &Crictl) {
         let text = format!(
             r#"{{"metadata": {{"name": "again", "attempt": {attempt}}}, "image": {{"image": "{busybox}"}},
                 "labels": {{"io.kubernetes.container.name": "again"}},
-                "command": ["/bin/echo", "attempt {attempt}"], "log_path": "again.{attempt}.log"}}"#
+                "command": ["/bin/echo", "attempt {attempt}"], "log_path": "again/{attempt}.log"}}"#
         );
         let id = crictl.id(&["create", &main, &crictl.write("again.json", &text), &pod]);
         crictl.ok(&["start", &id]);
@@ -149,9 +150,9 @@ fn previous(crictl: &Crictl) {
     assert_eq!(crictl.ok(&["logs", &ids[1]]), "attempt 2\n");
     assert_eq!(crictl.ok(&["logs", "--previous", &ids[1]]), "attempt 1\n");
     crictl.ok(&["rm", "--keep-logs", &ids[0]]);
-    assert!(crictl.path("logs/again.1.log").exists());
+    assert!(crictl.path("logs/again/1.log").exists());
     crictl.ok(&["rm", &ids[1]]);
-    assert!(!crictl.path("logs/again.2.log").exists());
+    assert!(!crictl.path("logs/again/2.log").exists());
 }
 
 pub(crate) fn end(crictl: &Crictl) {

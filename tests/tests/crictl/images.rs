@@ -53,11 +53,11 @@ pub(crate) fn look(crictl: &Crictl) {
     crictl.says(&["inspecti", "-q", "-o", "yaml", &id], &["repoDigests:"]);
     let size = crictl.ok(&["inspecti", "-o", "go-template", "--template", "{{.status.size}}", &id[7..20]]);
     assert!(size.trim().parse::<u64>().is_ok_and(|size| size > 10_000), "{size}");
-    crictl.says(&["inspecti", "--name", "busybox", "-o", "table"], &["busybox"]);
+    crictl.says(&["inspecti", "--name", &busybox, "-o", "table"], &["busybox"]);
     crictl.says(&["inspecti", "--filter", "dangling=false", "-o", "json"], &["other"]);
     crictl.fails(&["inspecti", &crictl.image("missing:1")], "missing");
     crictl.says(&["imagefsinfo"], &["mountpoint"]);
-    crictl.says(&["imagefsinfo", "-o", "table"], &["TIMESTAMP"]);
+    crictl.says(&["imagefsinfo", "-o", "table"], &["Image Filesystem", "Inodes"]);
     let template = "{{range .status.imageFilesystems}}{{.usedBytes.value}}{{end}}";
     let used = crictl.ok(&["imagefsinfo", "-o", "go-template", "--template", template]);
     assert!(used.trim().parse::<u64>().is_ok_and(|used| used > 10_000), "{used}");

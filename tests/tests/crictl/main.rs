@@ -156,11 +156,12 @@ impl Crictl {
         self.write(&format!("{name}.pod.json"), &text)
     }
 
-    /// A container's configuration.
+    /// A container's configuration, with the kubelet's labels: crictl knows pods by them.
     fn container(&self, name: &str, image: &str, script: &str, more: &str) -> String {
         let text = format!(
             r#"{{"metadata": {{"name": "{name}"}}, "image": {{"image": "{image}"}},
-                "labels": {{"role": "{name}"}}, "command": ["/bin/sh", "-c", "{script}"],
+                "labels": {{"role": "{name}", "io.kubernetes.pod.name": "main",
+                            "io.kubernetes.pod.namespace": "crictl"}}, "command": ["/bin/sh", "-c", "{script}"],
                 "log_path": "{name}.log"{more}}}"#
         );
         self.write(&format!("{name}.container.json"), &text)

@@ -41,7 +41,7 @@ pub(crate) fn information(crictl: &Crictl) {
     crictl.ok(&["config", "--set", "debug=false"]);
     crictl.says(&["config", "--get", "timeout"], &["20"]);
     crictl.says(&["completion", "bash"], &["complete"]);
-    for command in ["runp", "create", "run", "pull"] {
-        crictl.says(&[command, "jsonschema"], &["\"properties\""]);
+    for args in [&["runp", "jsonschema"][..], &["pull", "jsonschema"], &["create", "jsonschema", "--container"]] {
+        crictl.says(args, &["\"properties\""]);
     }
 }

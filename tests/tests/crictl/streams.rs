@@ -13,14 +13,13 @@ use crate::{Crictl, Ending, LIMIT, terminal, text};
 
 pub(crate) fn exec(crictl: &Crictl) {
     let talks = find(crictl, "talks");
-    assert_eq!(crictl.ok(&["exec", "--sync", &talks, "echo", "synced"]), "synced\n");
+    // crictl adds empty lines of its own.
+    assert_eq!(crictl.ok(&["exec", "--sync", &talks, "echo", "synced"]).trim(), "synced");
     crictl.fails(&["exec", "--sync", "--timeout", "1", &talks, "sleep", "60"], "DeadlineExceeded");
-    let code = crictl.command(&[], &["exec", "-s", &talks, "sh", "-c", "exit 7"]).status().unwrap();
-    assert_eq!(code.code(), Some(7));
+    crictl.fails(&["exec", "-s", &talks, "sh", "-c", "exit 7"], "exited with 7");
     for transport in ["spdy", "websocket"] {
         assert_eq!(crictl.ok(&["exec", "--transport", transport, &talks, "echo", "streamed"]), "streamed\n");
-        let code = crictl.command(&[], &["exec", "-r", transport, &talks, "sh", "-c", "exit 5"]).status().unwrap();
-        assert!(!code.success());
+        crictl.fails(&["exec", "-r", transport, &talks, "sh", "-c", "exit 5"], "exit code 5");
         let mut command = crictl.command(&[], &["exec", "--interactive", "-r", transport, &talks, "cat"]);
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         child.stdin.take().unwrap().write_all(b"through\n").unwrap();
@@ -29,7 +28,7 @@ pub(crate) fn exec(crictl: &Crictl) {
         on_a_terminal(crictl, &talks, transport);
     }
     let said = crictl.ok(&["exec", "-s", "--name", "talks", "--state", "running", "echo", "found"]);
-    assert_eq!(said, format!("{talks}:\nfound\n"));
+    assert_eq!(said.trim(), format!("{talks}:\nfound"));
     let filters: [&[&str]; 5] = [
         &["--label", "role=talks"],
         &["--latest"],
@@ -39,32 +38,55 @@ pub(crate) fn exec(crictl: &Crictl) {
     ];
     for filter in filters {
         let said = crictl.ok(&[&["exec", "-s", "--quiet"], filter, &["echo", "found"]].concat());
-        assert_eq!(said, "found\n", "{filter:?}");
+        assert_eq!(said.trim(), "found", "{filter:?}");
     }
     crictl.ok(&["exec", "-s", "--ignore-errors", "--name", "talks", "sh", "-c", "exit 9"]);
-    assert_eq!(crictl.ok(&["exec", "-s", "--parallel", "--name", "talks", "echo", "side"]), "side\n");
+    assert_eq!(crictl.ok(&["exec", "-s", "--parallel", "--name", "talks", "echo", "side"]).trim(), "side");
 }
 
 /// `-it` with a terminal of a size that nobody has by chance; it is seen inside, and so is a change of it.
 fn on_a_terminal(crictl: &Crictl, id: &str, transport: &str) {
-    let (master, slave) = terminal(33, 101);
-    let file = crictl.path("terminal");
     let script = "until stty size | grep -q '33 101'; do sleep 0.1; done; echo first; \
                   until stty size | grep -q '44 55'; do sleep 0.1; done; echo second; read word; echo got $word";
-    let mut command = crictl.command(&[], &["exec", "-i", "--tty", "-r", transport, id, "sh", "-c", script]);
-    command.stdin(slave.try_clone().unwrap()).stdout(fs::File::create(&file).unwrap());
-    let mut child = Ending(command.spawn().unwrap());
-    wait_for("the size is seen", LIMIT, || text(&file).contains("first"));
+    let command = crictl.command(&[], &["exec", "-i", "--tty", "-r", transport, id, "sh", "-c", script]);
+    let mut screen = Screen::start(crictl, command);
+    screen.wait_for("first");
     let size = rustix::termios::Winsize { ws_row: 44, ws_col: 55, ws_xpixel: 0, ws_ypixel: 0 };
-    rustix::termios::tcsetwinsize(&slave, size).unwrap();
+    rustix::termios::tcsetwinsize(&screen.master, size).unwrap();
     // The kernel tells only those whose controlling terminal it is.
-    let pid = rustix::process::Pid::from_child(&child.0);
+    let pid = rustix::process::Pid::from_child(&screen.child.0);
     rustix::process::kill_process(pid, rustix::process::Signal::WINCH).unwrap();
-    wait_for("the new size is seen", LIMIT, || text(&file).contains("second"));
-    type_line(&master, "word");
-    wait_for("what was typed arrives", LIMIT, || text(&file).contains("got word"));
-    let status = child.0.wait().unwrap();
+    screen.wait_for("second");
+    type_line(&screen.master, "word");
+    screen.wait_for("got word");
+    let status = screen.child.0.wait().unwrap();
     assert!(status.success(), "{status}");
+}
+
+/// A process on a terminal of 33 rows and 101 columns, and what appears on it.
+struct Screen {
+    master: OwnedFd,
+    child: Ending,
+    file: std::path::PathBuf,
+}
+
+impl Screen {
+    fn start(crictl: &Crictl, mut command: std::process::Command) -> Screen {
+        let (master, slave) = terminal(33, 101);
+        let file = crictl.path("screen");
+        let mut shown = fs::File::create(&file).unwrap();
+        let mut from = fs::File::from(master.try_clone().unwrap());
+        // Ends when nobody has the terminal open any more (EIO).
+        std::thread::spawn(move || {
+            let _ = std::io::copy(&mut from, &mut shown);
+        });
+        command.stdin(slave.try_clone().unwrap()).stdout(slave.try_clone().unwrap()).stderr(slave);
+        Screen { master, child: Ending(command.spawn().unwrap()), file }
+    }
+
+    fn wait_for(&self, word: &str) {
+        wait_for(&format!("`{word}` appears: {}", text(&self.file)), LIMIT, || text(&self.file).contains(word));
+    }
 }
 
 fn type_line(master: &OwnedFd, line: &str) {
@@ -80,19 +102,18 @@ pub(crate) fn attach(crictl: &Crictl) {
         let config = crictl.container("listens", &crictl.image("busybox:1"), script, &more);
         let id = crictl.id(&["create", &main, &config, &pod]);
         crictl.ok(&["start", &id]);
-        let file = crictl.path("attached");
-        let out = fs::File::create(&file).unwrap();
         if tty {
-            let (master, slave) = terminal(24, 80);
-            let mut command = crictl.command(&[], &["attach", "-i", "--tty", "-r", transport, &id]);
-            let _child = Ending(command.stdin(slave).stdout(out).spawn().unwrap());
+            let command = crictl.command(&[], &["attach", "-i", "--tty", "-r", transport, &id]);
+            let screen = Screen::start(crictl, command);
             wait_for("it hears", LIMIT, || {
-                type_line(&master, "me");
-                text(&file).contains("heard me")
+                type_line(&screen.master, "me");
+                text(&screen.file).contains("heard me")
             });
         } else {
+            let file = crictl.path("attached");
             let mut command = crictl.command(&[], &["attach", "--stdin", "--transport", transport, &id]);
-            let mut child = Ending(command.stdin(Stdio::piped()).stdout(out).spawn().unwrap());
+            command.stdout(fs::File::create(&file).unwrap());
+            let mut child = Ending(command.stdin(Stdio::piped()).spawn().unwrap());
             child.0.stdin.as_mut().unwrap().write_all(b"me\n").unwrap();
             wait_for("it hears", LIMIT, || text(&file).contains("heard me"));
         }
