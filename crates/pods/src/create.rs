@@ -18,7 +18,6 @@ use bowline_store::{
     ContainerRecord, ImageRecord, ImageVolumeRecord, LifeRecord, PodRecord, UserRecord, VERSION,
 };
 
-use crate::ahead::Overlay;
 use crate::error::doing;
 use crate::shared::Shared;
 use crate::{PodError, cdi, devices, files, user, volumes};
@@ -51,7 +50,6 @@ pub(crate) fn create(shared: &Shared, pod: &PodRecord, order: Order) -> Result<M
     let made = volumes::hold(shared, &id, &asked)
         .and_then(|volumes| build(shared, pod, order, &held.image, &held.layers, volumes));
     if made.is_err() {
-        shared.ahead.forget(&id);
         volumes::release(shared, &id, &asked);
         if let Err(error) = shared.store.remove_container(&pod.id, &id) {
             tracing::error!(container = %id, error = %crate::chain(&error), "what was made of a container is left behind");
@@ -103,7 +101,6 @@ fn build(
     let stored = Stored { spec: oci, directories, device_sources };
     shared.store.write_config(&pod.id, &id, &stored).map_err(doing("write the container's spec"))?;
     make_writable_layer(shared, &pod.spec, &record)?;
-    mount_ahead(shared, &pod.spec, &record);
     let compiled = compile(shared, &pod.spec, &record, &stored)?;
     shared.store.write_container(&record).map_err(doing("record the container"))?;
     Ok(Made { record, compiled })
@@ -341,18 +338,6 @@ fn make_writable_layer(shared: &Shared, pod: &PodSpec, record: &ContainerRecord)
         fs::set_permissions(&upper, fs::Permissions::from_mode(mode))
     };
     make().map_err(doing("prepare the container's writable layer"))
-}
-
-/// Begins to mount the root. With a user namespace it is mounted by the launcher, in it.
-fn mount_ahead(shared: &Shared, pod: &PodSpec, record: &ContainerRecord) {
-    if user::of_pod(pod).is_some() {
-        return;
-    }
-    let layers = shared.images.layers_dir();
-    let mut lower: Vec<PathBuf> = record.image.layers.iter().rev().map(|layer| layers.join(layer)).collect();
-    lower.push(shared.config.root.join(crate::base::MOUNT_POINTS));
-    let folder = shared.store.container_folder(&record.pod, &record.id);
-    shared.ahead.begin(&record.id, Overlay { lower, folder });
 }
 
 /// Turns a stored spec into a plan.

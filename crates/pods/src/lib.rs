@@ -19,7 +19,6 @@
 //! Absent here: gRPC and its codes; the wire format of the log; the compilation of specs.
 
 mod actor;
-mod ahead;
 mod attach;
 mod base;
 mod cdi;

@@ -15,7 +15,6 @@ use bowline_store::Store;
 use tokio::sync::Notify;
 
 use crate::actor::ActorHandle;
-use crate::ahead::Ahead;
 use crate::events::Events;
 use crate::handle::PodsConfig;
 use crate::host::Host;
@@ -44,8 +43,6 @@ pub(crate) struct Shared {
     /// Tells daemons of one machine apart.
     pub instance: String,
     pub actors: Mutex<Actors>,
-    /// Roots of containers that are about to start.
-    pub ahead: Ahead,
     pub usage: Usage,
     pub rates: Rates,
     pub files: Files,
@@ -95,7 +92,6 @@ impl Shared {
             null,
             user_namespaces,
             views: Views::default(),
-            ahead: Ahead::default(),
             seccomp: SeccompCache::default(),
             instance,
             actors: Mutex::default(),

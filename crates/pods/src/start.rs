@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use bowline_launch::Stage;
-use bowline_launch_plan::{LaunchPlan, Rootfs, Step};
+use bowline_launch_plan::{LaunchPlan, Step};
 use bowline_model::container::Exit;
 use bowline_monitor_proto::paths::Wish;
 use bowline_monitor_proto::{Answer, Launch, Pids, Request};
@@ -47,12 +47,9 @@ pub(crate) async fn start(
         }
         false => None,
     };
-    let root = shared.ahead.take(&record.id).await;
     let opened = {
         let (record, compiled) = (record.clone(), compiled.clone());
-        blocking("open the container's volumes", move || {
-            open_all(&shared, &record, &compiled, user.as_ref(), root)
-        })
+        blocking("open the container's volumes", move || open_all(&shared, &record, &compiled, user.as_ref()))
     };
     let opened = opened.await.map_err(failed)?;
     drop(opening);
@@ -137,9 +134,8 @@ fn open_all(
     record: &ContainerRecord,
     compiled: &Compiled,
     user: Option<&OwnedFd>,
-    root: Option<OwnedFd>,
 ) -> Result<Opened, PodError> {
-    let plan = plan_with(shared, record, compiled, root.is_some())?;
+    let plan = sealed(&compiled.plan.encode()).map_err(doing("seal the launch plan"))?;
     let (mut wishes, mut names) = (Vec::new(), Vec::new());
     if !record.log_path.is_empty() {
         wishes.push(Wish::Log { path: c_path(&record.log_path)? });
@@ -182,29 +178,8 @@ fn open_all(
             Err(PodError::failed("open the root", format!("{path} is a root that is no image")))
         }
     });
-    let mut trees = trees.collect::<Result<Vec<_>, _>>()?;
-    trees.extend(root);
+    let trees = trees.collect::<Result<Vec<_>, _>>()?;
     Ok(Opened { plan, log, trees })
-}
-
-/// The plan, sealed; with a root that is mounted already its descriptor comes after those that the plan knows.
-fn plan_with(
-    shared: &Shared,
-    record: &ContainerRecord,
-    compiled: &Compiled,
-    mounted: bool,
-) -> Result<OwnedFd, PodError> {
-    let sealed = |plan: &LaunchPlan| sealed(&plan.encode()).map_err(doing("seal the launch plan"));
-    if !mounted {
-        let folder = shared.store.container_folder(&record.pod, &record.id);
-        crate::ahead::clear(&folder).map_err(doing("clear the work folder of the container's root"))?;
-        return sealed(&compiled.plan);
-    }
-    let fd = u16::try_from(compiled.descriptors.len());
-    let fd = fd.map_err(|error| PodError::failed("count the container's volumes", error))?;
-    let mut plan = compiled.plan.clone();
-    plan.rootfs = Some(Rootfs::Tree { fd });
-    sealed(&plan)
 }
 
 /// The pod's own files lie on the state file system, which is ours: they need no worker.

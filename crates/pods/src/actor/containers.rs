@@ -441,7 +441,6 @@ impl Actor {
                 if ran {
                     stop_pod::remove_cgroups(&shared, &record.cgroup)?;
                 }
-                shared.ahead.forget(&record.id);
                 shared
                     .store
                     .remove_container(&record.pod, &record.id)
