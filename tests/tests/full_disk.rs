@@ -68,10 +68,13 @@ fn with_a_full_root_pods_end_and_go_and_none_comes() {
         clean.wait_equal(&folder);
 
         let before = client.run(pod("before", &logs)).await.unwrap();
-        let waits = container(&client, "waits", "trap 'exit 5' TERM; echo up; while :; do sleep 1 & wait; done");
+        let waits =
+            container(&client, "waits", "trap 'exit 5' TERM; echo up; while :; do sleep 1 & wait; done");
         let waits = client.start(&before, waits).await.unwrap();
         let log = logs.join("waits.log");
-        wait_for("it runs", Duration::from_secs(20), || std::fs::read_to_string(&log).is_ok_and(|l| l.contains("up")));
+        wait_for("it runs", Duration::from_secs(20), || {
+            std::fs::read_to_string(&log).is_ok_and(|l| l.contains("up"))
+        });
         let fillers = [root.fill(), state.fill()];
         let held = Inventory::take(&folder);
 
@@ -141,7 +144,9 @@ fn a_full_log_disk_holds_output_and_loses_none() {
         let talks = "i=0; while [ $i -lt 2000 ]; do echo line $i; i=$((i+1)); done; exit 9";
         let quiet = container(&client, "quiet", "echo first; sleep 600");
         let quiet = client.start(&id, quiet).await.unwrap();
-        wait_for("its first line", Duration::from_secs(20), || text(&logs.0.join("quiet.log")).contains("first"));
+        wait_for("its first line", Duration::from_secs(20), || {
+            text(&logs.0.join("quiet.log")).contains("first")
+        });
         let filler = logs.fill();
 
         let talks = container(&client, "talks", talks);
