@@ -7,9 +7,10 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use bowline_nri_proto::v1alpha1::{
     Container, ContainerAdjustment, ContainerEviction, ContainerUpdate, CreateContainerRequest,
-    CreateContainerResponse, Event, LinuxResources, PluginInstance, PodSandbox, PostUpdatePodSandboxRequest,
-    StopContainerRequest, StopContainerResponse, UpdateContainerRequest, UpdateContainerResponse,
-    UpdatePodSandboxRequest, ValidateContainerAdjustmentRequest, ValidateContainerAdjustmentResponse,
+    CreateContainerResponse, Event, Field, FieldOwners, LinuxResources, PluginInstance, PodSandbox,
+    PostUpdatePodSandboxRequest, StopContainerRequest, StopContainerResponse, UpdateContainerRequest,
+    UpdateContainerResponse, UpdatePodSandboxRequest, ValidateContainerAdjustmentRequest,
+    ValidateContainerAdjustmentResponse,
 };
 use tokio::task::JoinHandle;
 
@@ -29,6 +30,26 @@ pub trait Runtime: Send + Sync {
     fn update(&self, update: ContainerUpdate) -> Work<'_, Result<(), String>>;
     /// Stops a container.
     fn evict(&self, eviction: ContainerEviction) -> Work<'_, Result<(), String>>;
+}
+
+/// What all plugins together want of a container.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Adjustment {
+    /// What.
+    pub wanted: ContainerAdjustment,
+    /// And who.
+    pub owners: FieldOwners,
+}
+
+impl Adjustment {
+    /// Whoever set a field, or entries of it.
+    pub fn owner(&self, field: Field) -> String {
+        let entries = self.owners.compound.get(&(field as i32));
+        let entries = entries.iter().flat_map(|entries| entries.owners.values());
+        let whole = self.owners.simple.get(&(field as i32));
+        let all: BTreeSet<&str> = whole.into_iter().chain(entries).map(String::as_str).collect();
+        all.into_iter().collect::<Vec<_>>().join(", ")
+    }
 }
 
 /// A plugin, for whoever looks.
@@ -191,7 +212,7 @@ impl Nri {
         &self,
         ticket: &Ticket,
         describe: impl FnOnce() -> (PodSandbox, Container) + Send,
-    ) -> Result<Option<ContainerAdjustment>, NriError> {
+    ) -> Result<Option<Adjustment>, NriError> {
         let Some(hub) = &self.0 else { return Ok(None) };
         if !self.active() && hub.roster.commit(ticket, &[]) {
             return Ok(None);
@@ -226,7 +247,8 @@ impl Nri {
             }
         }
         hub.apply(&creation.others).await;
-        Ok(Some(creation.adjust))
+        let owners = creation.others.owners().owners.get(&creation.container.id).cloned();
+        Ok(Some(Adjustment { wanted: creation.adjust, owners: owners.unwrap_or_default() }))
     }
 
     /// A client wants other limits for a pod.

@@ -30,7 +30,7 @@ mod wire;
 
 pub use bowline_nri_proto::v1alpha1 as api;
 pub use config::{NriConfig, ValidatorConfig};
-pub use hub::{Nri, PluginState, Runtime, Work};
+pub use hub::{Adjustment, Nri, PluginState, Runtime, Work};
 pub use link::CallError;
 pub use merge::MergeError;
 pub use roster::Ticket;

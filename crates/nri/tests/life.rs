@@ -10,7 +10,7 @@ use bowline_nri::api::{
     PodSandbox, SynchronizeRequest, UpdateContainersRequest,
 };
 use bowline_nri::stub::{Answer, Heard, Plugin, Stub};
-use bowline_nri::{Nri, NriConfig, NriError, Runtime, Work};
+use bowline_nri::{Adjustment, Nri, NriConfig, NriError, Runtime, Work};
 use tokio::net::UnixListener;
 use tokio::sync::{Notify, Semaphore};
 
@@ -177,7 +177,7 @@ impl Daemon {
     }
 
     /// Makes a container, as pods do.
-    async fn create(&self, id: &str) -> Result<Option<ContainerAdjustment>, NriError> {
+    async fn create(&self, id: &str) -> Result<Option<Adjustment>, NriError> {
         let ticket = self.nri.begin();
         let made = self.nri.create_container(&ticket, || (PodSandbox::default(), container(id))).await?;
         self.world.containers.lock().unwrap().insert(id.to_owned());
@@ -213,7 +213,7 @@ async fn plugins_are_asked_in_the_order_of_their_indices() {
     first.answer("CreateContainer", adjustment("A", "1"));
     second.answer("CreateContainer", adjustment("B", "2"));
     let adjust = daemon.create("c").await.unwrap().unwrap();
-    let env: Vec<&str> = adjust.env.iter().map(|entry| entry.key.as_str()).collect();
+    let env: Vec<&str> = adjust.wanted.env.iter().map(|entry| entry.key.as_str()).collect();
     assert_eq!(env, ["A", "B"]);
     second.answer("CreateContainer", adjustment("A", "2"));
     let error = daemon.create("d").await.unwrap_err();

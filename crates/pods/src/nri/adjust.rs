@@ -5,7 +5,7 @@ use bowline_model::runtime_spec::{
     DeviceRule, EnvLine, LinuxDevice, LinuxNamespace, LinuxResources, Mount, NamespaceType, Process, Rlimit,
     Seccomp, SeccompAction, SeccompArg, SeccompOp, SeccompSyscall, Spec,
 };
-use bowline_nri::api;
+use bowline_nri::{Adjustment, api};
 use bowline_store::ContainerRecord;
 
 use super::limits::{self, keep, overlay};
@@ -16,11 +16,12 @@ use crate::shared::Shared;
 /// Changes the spec, and what CRI tells of the container's limits.
 pub(super) fn apply(
     shared: &Shared,
-    wanted: &api::ContainerAdjustment,
+    adjustment: &Adjustment,
     record: &mut ContainerRecord,
     stored: &mut Stored,
 ) -> Result<(), PodError> {
-    refuse(wanted)?;
+    refuse(adjustment)?;
+    let wanted = &adjustment.wanted;
     annotations(&wanted.annotations, &mut stored.spec);
     let names: Vec<String> = wanted.cdi_devices.iter().map(|device| device.name.clone()).collect();
     let moved = crate::cdi::apply(&shared.config.cdi_folders, &names, &mut stored.spec)?;
@@ -62,22 +63,29 @@ pub(super) fn apply(
 }
 
 /// What the executor has nothing for.
-fn refuse(wanted: &api::ContainerAdjustment) -> Result<(), PodError> {
+fn refuse(adjustment: &Adjustment) -> Result<(), PodError> {
+    use api::Field;
+    let wanted = &adjustment.wanted;
     let linux = wanted.linux.clone().unwrap_or_default();
     let hooks = wanted.hooks.clone().unwrap_or_default();
     let asked = [
-        ("OCI hooks", hooks != api::Hooks::default()),
-        ("linux.cgroups_path", !linux.cgroups_path.is_empty()),
-        ("linux.io_priority", linux.io_priority.is_some()),
-        ("linux.scheduler", linux.scheduler.is_some()),
-        ("linux.net_devices", linux.net_devices.keys().any(|name| !name.starts_with('-'))),
-        ("linux.rdt", linux.rdt.is_some_and(|rdt| !rdt.remove)),
-        ("linux.memory_policy", linux.memory_policy.is_some()),
+        ("OCI hooks", Field::OciHooks, hooks != api::Hooks::default()),
+        ("linux.cgroups_path", Field::CgroupsPath, !linux.cgroups_path.is_empty()),
+        ("linux.io_priority", Field::IoPriority, linux.io_priority.is_some()),
+        ("linux.scheduler", Field::LinuxSched, linux.scheduler.is_some()),
+        (
+            "linux.net_devices",
+            Field::LinuxNetDevices,
+            linux.net_devices.keys().any(|name| !name.starts_with('-')),
+        ),
+        ("linux.rdt", Field::RdtClosId, linux.rdt.is_some_and(|rdt| !rdt.remove)),
+        ("linux.memory_policy", Field::MemoryPolicy, linux.memory_policy.is_some()),
     ];
-    match asked.iter().find(|(_, asked)| *asked) {
+    match asked.iter().find(|(_, _, asked)| *asked) {
         None => Ok(()),
-        Some((field, _)) => Err(PodError::Unsupported(format!(
-            "an NRI plugin adjusts {field}, which is not supported; configure it not to, or see the log for which plugins joined"
+        Some((name, field, _)) => Err(PodError::Unsupported(format!(
+            "an NRI plugin adjusts {name}, which is not supported; configure {} not to",
+            adjustment.owner(*field)
         ))),
     }
 }
@@ -362,9 +370,14 @@ mod tests {
             ),
         ];
         for (name, wanted) in cases {
-            let error = refuse(&wanted).unwrap_err();
-            assert!(matches!(&error, PodError::Unsupported(text) if text.contains(name)), "{error}");
+            let owner = |field: api::Field| (field as i32, "10-one".to_owned());
+            let fields = [api::Field::OciHooks, api::Field::CgroupsPath, api::Field::LinuxSched];
+            let simple = fields.into_iter().map(owner).collect();
+            let owners = api::FieldOwners { simple, ..api::FieldOwners::default() };
+            let error = refuse(&Adjustment { wanted, owners }).unwrap_err();
+            let PodError::Unsupported(text) = &error else { panic!("{error}") };
+            assert!(text.contains(name) && text.contains("10-one"), "{text}");
         }
-        refuse(&api::ContainerAdjustment::default()).unwrap();
+        refuse(&Adjustment::default()).unwrap();
     }
 }
