@@ -173,6 +173,11 @@ impl Daemon {
         self.folder.path().join("state/bowline.sock")
     }
 
+    /// Where NRI plugins connect.
+    pub fn nri_socket(&self) -> PathBuf {
+        self.folder.path().join("state/nri.sock")
+    }
+
     /// The folder of everything.
     pub fn folder(&self) -> &Path {
         self.folder.path()

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use bowline_cni::NetworkStatus;
 use bowline_cri_proto::v1;
-use bowline_pods::Pods;
+use bowline_pods::{NRI_VERSION, PluginState, Pods};
 use serde_json::json;
 
 use crate::ServerInfo;
@@ -20,7 +20,7 @@ pub(crate) fn status(pods: &Pods, server: &ServerInfo, verbose: bool) -> v1::Sta
     };
     v1::StatusResponse {
         status: Some(v1::RuntimeStatus { conditions }),
-        info: if verbose { info(server, &pods.cni().status()) } else { BTreeMap::new() },
+        info: if verbose { info(server, &pods.cni().status(), &pods.plugins().0) } else { BTreeMap::new() },
         // The empty name is the default handler.
         runtime_handlers: vec![v1::RuntimeHandler { name: String::new(), features: Some(features) }],
         features: Some(v1::RuntimeFeatures {
@@ -40,7 +40,16 @@ fn network(status: NetworkStatus) -> v1::RuntimeCondition {
 }
 
 /// For `crictl info`. A value that starts with a brace is a JSON object; crictl counts on it.
-fn info(server: &ServerInfo, network: &NetworkStatus) -> BTreeMap<String, String> {
+fn info(server: &ServerInfo, network: &NetworkStatus, plugins: &[PluginState]) -> BTreeMap<String, String> {
+    let plugin = |plugin: &PluginState| {
+        json!({
+            "name": plugin.name,
+            "launched": plugin.launched,
+            "requests": plugin.asked,
+            "failed": plugin.failed,
+        })
+    };
+    let plugins: Vec<_> = plugins.iter().map(plugin).collect();
     let config = json!({
         "stateDir": server.state,
         "rootDir": server.root,
@@ -49,6 +58,7 @@ fn info(server: &ServerInfo, network: &NetworkStatus) -> BTreeMap<String, String
     BTreeMap::from([
         ("config".to_owned(), config.to_string()),
         ("version".to_owned(), server.version.clone()),
+        ("nri".to_owned(), json!({ "version": NRI_VERSION, "plugins": plugins }).to_string()),
         // What tools for containerd look at: "OK", or why there is no network.
         ("lastCNILoadStatus".to_owned(), load_status(network)),
     ])
@@ -84,7 +94,7 @@ mod tests {
             settings: json!({}),
         };
         let network = NetworkStatus::NotReady { reason: "NetworkPluginNotReady", message: "none".into() };
-        let info = info(&server, &network);
+        let info = info(&server, &network, &[]);
         let config: serde_json::Value = serde_json::from_str(&info["config"]).unwrap();
         assert_eq!(info["lastCNILoadStatus"], "NetworkPluginNotReady: none");
         assert_eq!((&config["stateDir"], &config["rootDir"]), (&json!("/run/x"), &json!("/var/x")));

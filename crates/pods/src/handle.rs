@@ -8,6 +8,7 @@ use bowline_cni::Cni;
 use bowline_image::Images;
 use bowline_model::spec::{ContainerSpec, PodSpec, Resources};
 use bowline_model::{ContainerId, SandboxId};
+use bowline_nri::{NriConfig, PluginState};
 use bowline_store::Store;
 use tokio::sync::oneshot;
 
@@ -19,6 +20,7 @@ use crate::events::Subscription;
 use crate::exec::{ExecCall, ExecOutput, Running, exec, exec_sync};
 use crate::host::Host;
 use crate::monitor::Program;
+use crate::nri::PluginsRuntime;
 use crate::operations::{Operation, Timing};
 use crate::shared::{Shared, blocking, now, random_id};
 use crate::stats::{self, PodFigures, PodStats, Sources, Stats};
@@ -40,6 +42,8 @@ pub struct PodsConfig {
     pub cdi_folders: Vec<PathBuf>,
     /// How long the host's file systems may take to hand out what a container needs of them.
     pub path_patience: Duration,
+    /// Plugins; `None`: nobody is ever asked.
+    pub nri: Option<NriConfig>,
 }
 
 /// The size of /dev/shm that every peer gives.
@@ -58,6 +62,7 @@ impl PodsConfig {
             shm_size: SHM_SIZE,
             cdi_folders: CDI_FOLDERS.iter().map(PathBuf::from).collect(),
             path_patience: crate::paths::PATIENCE,
+            nri: None,
         }
     }
 }
@@ -211,6 +216,10 @@ impl Pods {
     ) -> Result<ContainerId, PodError> {
         let missing = || PodError::NotFound { what: "pod sandbox", id: pod.to_string() };
         let actor = self.actor(pod).ok_or_else(missing)?;
+        if actor.born.borrow().is_none() {
+            // Whoever waits here may be what the pod waits for: a plugin.
+            return Err(PodError::State(format!("sandbox {pod} is still being made")));
+        }
         ask(&actor, |reply| Command::Create { spec: Box::new(spec), reply }).await
     }
 
@@ -286,7 +295,8 @@ impl Pods {
     /// Changes limits; zero and empty fields stay as they are.
     pub async fn update_resources(&self, id: &ContainerId, resources: Resources) -> Result<(), PodError> {
         let actor = self.actor_of(id)?;
-        ask(&actor, |reply| Command::Update { id: id.clone(), resources: Box::new(resources), reply }).await
+        let resources = Box::new(resources);
+        ask(&actor, |reply| Command::Update { id: id.clone(), resources, by_plugin: None, reply }).await
     }
 
     /// Takes note of what a whole pod is to have; its cgroup is whose parent it is.
@@ -320,6 +330,18 @@ impl Pods {
     /// Which of these figures this host has.
     pub fn sources(&self) -> Sources {
         Sources::of(&self.0.host)
+    }
+
+    /// Starts plugins, and takes those that connect to the socket. Returns once the ones that were started are
+    /// synchronised or have failed.
+    pub async fn start_plugins(&self, socket: Option<tokio::net::UnixListener>) {
+        let runtime = Arc::new(PluginsRuntime(Arc::downgrade(&self.0)));
+        self.0.nri.start(runtime, socket).await;
+    }
+
+    /// The plugins that are connected, and how many were dropped.
+    pub fn plugins(&self) -> (Vec<PluginState>, u64) {
+        (self.0.nri.plugins(), self.0.nri.dropped())
     }
 
     /// What is under way, the oldest first.
@@ -375,6 +397,7 @@ impl Pods {
             }
         };
         let _ = tokio::time::timeout(Duration::from_secs(10), idle).await;
+        self.0.nri.end();
         let shared = self.0.clone();
         let _ = tokio::task::spawn_blocking(move || shared.store.settle()).await;
     }

@@ -15,6 +15,7 @@
 //! - [`create`], [`start`]: from a spec to a plan to a launch
 //! - [`stop_pod`]: taking everything down again
 //! - [`recover`]: what a new daemon does with the pods of the one before
+//! - [`nri`]: plugins that watch and change pods
 //!
 //! Absent here: gRPC and its codes; the wire format of the log; the compilation of specs.
 
@@ -34,6 +35,7 @@ mod host;
 pub mod kernel;
 mod monitor;
 mod netns;
+mod nri;
 mod operations;
 mod paths;
 mod recover;
@@ -45,6 +47,8 @@ mod stop_pod;
 mod user;
 mod view;
 mod volumes;
+
+pub use bowline_nri::{NRI_VERSION, PluginState};
 
 pub use attach::{AttachCall, Attached, InputCloser, Parting};
 pub use connect::Connection;

@@ -11,6 +11,7 @@ use bowline_cni::Cni;
 use bowline_image::Images;
 use bowline_model::SandboxId;
 use bowline_model::spec::PodMetadata;
+use bowline_nri::Nri;
 use bowline_plan::seccomp::SeccompCache;
 use bowline_store::Store;
 use tokio::sync::Notify;
@@ -49,6 +50,8 @@ pub(crate) struct Shared {
     pub files: Files,
     pub events: Events,
     pub operations: Operations,
+    /// Plugins.
+    pub nri: Nri,
     /// Wakes the reaper of links.
     pub dying_links: Notify,
     /// Network namespaces of pods that are down, kept until their links are gone too.
@@ -82,6 +85,7 @@ impl Shared {
         instance: String,
     ) -> Shared {
         Shared {
+            nri: Nri::new(config.nri.clone()),
             config,
             store,
             images,
