@@ -18,6 +18,7 @@ const RANKS: [(&str, u32); 21] = [
     ("store", 1),
     ("oci", 1),
     ("plan", 1),
+    ("criu", 1),
     ("launch", 1),
     ("cni", 1),
     ("image", 2),

@@ -165,6 +165,9 @@ async fn serve(config: Config) -> Result<(), ServeError> {
     if let Some(seconds) = config.settings.paths.timeout_seconds {
         pods_config.path_patience = Duration::from_secs(seconds.get().into());
     }
+    let checkpoint = &config.settings.checkpoint;
+    pods_config.checkpoint =
+        bowline_pods::CheckpointConfig { criu: checkpoint.criu.clone(), restore: checkpoint.restore };
     let pods = Pods::open(pods_config, store, images.clone(), cni.clone())
         .await
         .map_err(ServeError::failed("recover the pods"))?;

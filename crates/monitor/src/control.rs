@@ -15,6 +15,7 @@ use crate::setup::{self, Surroundings};
 
 mod attach;
 mod exit;
+mod restore;
 mod start;
 
 /// What an event is about; its number travels in the epoll event.
@@ -193,6 +194,9 @@ impl Control {
             Request::State => Some(self.state()),
             Request::Namespaces => self.namespaces(peer, operation),
             Request::Forget { container } => Some(self.forget(&container)),
+            Request::Run => self.run_program(peer, operation, descriptors),
+            Request::Restore { restore } => self.restore(peer, operation, &restore, descriptors),
+            Request::Restored { container, pid } => Some(self.restored(&container, pid)),
             Request::Shutdown => {
                 self.kill_everything();
                 self.ending = true;

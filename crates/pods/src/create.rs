@@ -18,6 +18,7 @@ use bowline_store::{
     ContainerRecord, ImageRecord, ImageVolumeRecord, LifeRecord, PodRecord, UserRecord, VERSION,
 };
 
+use crate::checkpoint::{self, TakenIn};
 use crate::error::doing;
 use crate::shared::Shared;
 use crate::{PodError, cdi, devices, files, user, volumes};
@@ -37,18 +38,23 @@ pub(crate) struct Order {
     pub spec: ContainerSpec,
     pub slot: u16,
     pub created_at: i64,
+    /// The archive of a pod's checkpoint that it comes from.
+    pub restore: Option<PathBuf>,
 }
 
 /// Makes a container; on failure nothing of it is left.
 pub(crate) fn create(shared: &Shared, pod: &PodRecord, order: Order) -> Result<Made, PodError> {
     let id = order.id.clone();
+    let taken = take_in(shared, &order)?;
+    // An archive stands for the image that its container ran.
+    let image = taken.as_ref().map_or(order.spec.image.image.as_str(), TakenIn::image).to_owned();
     let held = shared
         .images
-        .hold(&id.to_string(), &order.spec.image.image)
-        .map_err(|_| PodError::NotFound { what: "image", id: order.spec.image.image.clone() })?;
+        .hold(&id.to_string(), &image)
+        .map_err(|_| PodError::NotFound { what: "image", id: image })?;
     let asked = order.spec.clone();
     let made = volumes::hold(shared, &id, &asked)
-        .and_then(|volumes| build(shared, pod, order, &held.image, &held.layers, volumes));
+        .and_then(|volumes| build(shared, pod, order, &held.image, &held.layers, volumes, taken));
     if made.is_err() {
         volumes::release(shared, &id, &asked);
         if let Err(error) = shared.store.remove_container(&pod.id, &id) {
@@ -58,6 +64,26 @@ pub(crate) fn create(shared: &Shared, pod: &PodRecord, order: Order) -> Result<M
     made
 }
 
+/// The checkpoint that a container comes from, by its image's name or by its pod's.
+fn take_in(shared: &Shared, order: &Order) -> Result<Option<TakenIn>, PodError> {
+    if let Some(archive) = &order.restore {
+        let taken = checkpoint::take_in(shared, &order.id, archive, true)?;
+        let asked = shared.images.resolve(&order.spec.image.image);
+        let asked = asked.ok_or_else(|| PodError::NotFound { what: "image", id: order.spec.image.image.clone() })?;
+        if asked.id.to_string() != taken.image() {
+            return Err(PodError::State(format!(
+                "container `{}` of the checkpoint ran the image {}, and `{}` is another one",
+                order.spec.name,
+                taken.image(),
+                order.spec.image.image
+            )));
+        }
+        return Ok(Some(taken));
+    }
+    let archive = checkpoint::archive_of(&order.spec.image.image);
+    archive.map(|archive| checkpoint::take_in(shared, &order.id, &archive, false)).transpose()
+}
+
 fn build(
     shared: &Shared,
     pod: &PodRecord,
@@ -65,8 +91,9 @@ fn build(
     image: &Image,
     layers: &[LayerName],
     image_volumes: Vec<ImageVolumeRecord>,
+    taken: Option<TakenIn>,
 ) -> Result<Made, PodError> {
-    let Order { id, spec, slot, created_at } = order;
+    let Order { id, spec, slot, created_at, .. } = order;
     user::check_container(&pod.spec, &spec)?;
     let user = resolve_user(shared, &spec, image, layers)?;
     let cgroup = format!("{}/{id}", pod.cgroup);
@@ -94,6 +121,7 @@ fn build(
         life: LifeRecord::Created,
         notes,
         image_volumes,
+        restore: taken.is_some(),
         spec,
     };
     files::allocate_slot(&shared.config.state, &pod.id, slot)
@@ -102,6 +130,9 @@ fn build(
     shared.store.write_config(&pod.id, &id, &stored).map_err(doing("write the container's spec"))?;
     make_writable_layer(shared, &pod.spec, &record)?;
     let compiled = compile(shared, &pod.spec, &record, &stored)?;
+    if let Some(taken) = taken {
+        taken.keep(shared, pod, &record, &stored, &compiled)?;
+    }
     shared.store.write_container(&record).map_err(doing("record the container"))?;
     Ok(Made { record, compiled })
 }

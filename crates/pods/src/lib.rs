@@ -13,6 +13,7 @@
 //! - [`run_pod`]: bringing a pod up, each step beside its undo
 //! - [`actor`]: the loop, and the life of containers
 //! - [`create`], [`start`]: from a spec to a plan to a launch
+//! - [`checkpoint`]: containers as files, and back
 //! - [`stop_pod`]: taking everything down again
 //! - [`recover`]: what a new daemon does with the pods of the one before
 //!
@@ -22,6 +23,7 @@ mod actor;
 mod attach;
 mod base;
 mod cdi;
+mod checkpoint;
 mod connect;
 mod create;
 mod devices;
@@ -46,6 +48,7 @@ mod user;
 mod view;
 mod volumes;
 
+pub use checkpoint::{Ability, CheckpointConfig, Criu, PodRestore, Restored};
 pub use attach::{AttachCall, Attached, InputCloser, Parting};
 pub use connect::Connection;
 pub use error::{PodError, chain};

@@ -15,6 +15,7 @@ use bowline_store::Store;
 use tokio::sync::Notify;
 
 use crate::actor::ActorHandle;
+use crate::checkpoint::Checkpoints;
 use crate::events::Events;
 use crate::handle::PodsConfig;
 use crate::host::Host;
@@ -48,6 +49,7 @@ pub(crate) struct Shared {
     pub files: Files,
     pub events: Events,
     pub operations: Operations,
+    pub checkpoints: Checkpoints,
     /// Wakes the reaper of links.
     pub dying_links: Notify,
     /// Network namespaces of pods that are down, kept until their links are gone too.
@@ -100,6 +102,7 @@ impl Shared {
             files: Files::default(),
             events: Events::default(),
             operations: Operations::default(),
+            checkpoints: Checkpoints::default(),
             dying_links: Notify::new(),
             dying_namespaces: Mutex::default(),
             unreadable: std::sync::atomic::AtomicBool::new(false),

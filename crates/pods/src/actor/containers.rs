@@ -6,8 +6,8 @@ use crate::view::ContainerView;
 impl Actor {
     // --- create ---------------------------------------------------------------------------------------------------
 
-    pub(super) fn create(&mut self, spec: ContainerSpec, reply: Reply<ContainerId>) {
-        match self.begin_create(spec, reply) {
+    pub(super) fn create(&mut self, spec: ContainerSpec, restore: Option<PathBuf>, reply: Reply<ContainerId>) {
+        match self.begin_create(spec, restore, reply) {
             Ok(()) => {}
             Err((error, reply)) => drop(reply.send(Err(error))),
         }
@@ -16,6 +16,7 @@ impl Actor {
     fn begin_create(
         &mut self,
         spec: ContainerSpec,
+        restore: Option<PathBuf>,
         reply: Reply<ContainerId>,
     ) -> Result<(), (PodError, Reply<ContainerId>)> {
         if self.stopping || self.record.life != PodLife::Ready {
@@ -62,6 +63,7 @@ impl Actor {
             spec: spec.clone(),
             slot,
             created_at: self.shared.created_now(),
+            restore,
         };
         self.creating.insert(key.clone(), Creating { spec: Arc::new(spec), slot, waiting: vec![reply] });
         let (shared, pod) = (self.shared.clone(), self.record.clone());
