@@ -66,6 +66,7 @@ pub(crate) async fn checkpoint(
     for subject in &subjects {
         fits(&pod, &subject.record)?;
     }
+    super::restore::knows_criu(&shared, &monitor, &pod.id).await?;
     let _taken = Checkpoints::take(&shared, subjects.iter().map(|subject| subject.record.id.clone()))?;
     let work = {
         let (shared, id) = (shared.clone(), pod.id.clone());
@@ -74,7 +75,9 @@ pub(crate) async fn checkpoint(
     };
     let frozen = {
         let _stage = stage("freeze");
-        let (shared, name) = (shared.clone(), pod.id.to_string());
+        // Nobody else writes this container meanwhile, so the name is free.
+        let name = subjects.first().map_or(pod.id.to_string(), |subject| subject.record.id.to_string());
+        let shared = shared.clone();
         let groups: Vec<String> = subjects.iter().map(|subject| subject.record.cgroup.clone()).collect();
         blocking("freeze", move || Frozen::new(&shared, &name, groups)).await?
     };

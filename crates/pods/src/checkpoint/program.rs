@@ -18,6 +18,9 @@ use crate::PodError;
 use crate::error::doing;
 use crate::monitor::{Monitor, MonitorError, sealed};
 
+/// The highest capability number that there can be; unknown ones are not held.
+const LAST: u32 = 63;
+
 /// Its end is waited for by this.
 pub(super) type Ended = oneshot::Receiver<i32>;
 
@@ -56,8 +59,9 @@ pub(super) async fn start(
 }
 
 fn plan(criu: &Criu) -> Result<LaunchPlan, PodError> {
-    // All that the monitor has; bits that this kernel does not know are passed over.
-    let all = (1 << 41) - 1;
+    // All that we have: so has the monitor.
+    let own = bowline_linux::process::capabilities::current(LAST).map_err(doing("look at our own capabilities"))?;
+    let (_, permitted, bounding) = own;
     Ok(LaunchPlan {
         argv: argv(criu)?,
         envp: vec![c"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into()],
@@ -85,9 +89,9 @@ fn plan(criu: &Criu) -> Result<LaunchPlan, PodError> {
             groups: Vec::new(),
             umask: None,
             no_new_privs: false,
-            bounding: all,
-            effective: all,
-            permitted: all,
+            bounding,
+            effective: permitted,
+            permitted,
             inheritable: 0,
             ambient: 0,
         },

@@ -208,6 +208,10 @@ fn mounts(tree: &Tree, plan: &LaunchPlan) -> Result<(), String> {
                     }
                 }
             },
+            Step::Attributes { path, attr_set, .. } => match flags_at(path).map_err(seen)? {
+                Some((_, flags)) if flags.contains(StatVfsMountFlags::from_bits_truncate(attr_set & 0xf)) => {}
+                _ => return wrong(path, "is mounted with fewer restrictions than the request has"),
+            },
             Step::ReadOnly { path } => match flags_at(path).map_err(seen)? {
                 None => {}
                 Some((true, flags)) if flags.contains(StatVfsMountFlags::RDONLY) => {}
