@@ -17,7 +17,7 @@ fn refused<T: std::fmt::Debug>(result: Result<T, Status>, code: Code, word: &str
 #[test]
 fn each_kind_of_bad_input_gets_its_error() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let daemon = Daemon::start();
+    let daemon = Daemon::start_with("[images]\nstall_timeout_seconds = 1");
     runtime.block_on(async {
         let mut client = Client::connect(&daemon).await;
         client.pull(&daemon).await;
@@ -143,6 +143,17 @@ async fn images(client: &mut Client, daemon: &Daemon) {
     assert_eq!(answer.code(), Code::Unknown, "{answer:?}");
     assert!(answer.message().starts_with("RegistryUnavailable"), "{answer:?}");
     daemon.registry.heal();
+    for (part, fault) in [
+        ("manifests", Fault::Delay(std::time::Duration::from_secs(600))),
+        ("manifests", Fault::HangAfter(10, 1000)),
+        ("blobs", Fault::HangAfter(10, 1000)),
+    ] {
+        daemon.registry.fault(part, fault);
+        let answer = pull(&format!("{host}/broken:1")).await.expect_err("a registry that hangs");
+        assert_eq!(answer.code(), Code::Unknown, "{answer:?}");
+        assert!(answer.message().starts_with("RegistryUnavailable"), "{answer:?}");
+        daemon.registry.heal();
+    }
     pull(&format!("{host}/broken:1")).await.expect("healed");
     let spec = v1::ImageSpec { image: format!("{host}/broken:1"), ..Default::default() };
     client.images.remove_image(v1::RemoveImageRequest { image: Some(spec) }).await.unwrap();

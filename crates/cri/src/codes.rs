@@ -28,6 +28,7 @@ pub(crate) fn of_pod(error: &PodError) -> Status {
         PodError::Deadline(_) => Code::DeadlineExceeded,
         PodError::Unavailable(_) => Code::Unavailable,
         PodError::Full(_) => Code::ResourceExhausted,
+        PodError::Failed { .. } if error.is_no_space() => Code::ResourceExhausted,
         PodError::Failed { .. } => Code::Internal,
     };
     status(code, chain(error))
@@ -111,6 +112,10 @@ mod tests {
             (PodError::Unavailable(text()), Code::Unavailable),
             (PodError::Full(text()), Code::ResourceExhausted),
             (PodError::failed("mount it", "no"), Code::Internal),
+            (
+                PodError::failed("start", PodError::failed("write", std::io::Error::from_raw_os_error(28))),
+                Code::ResourceExhausted,
+            ),
         ];
         for (error, code) in table {
             assert_eq!(of_pod(&error).code(), code, "{error}");

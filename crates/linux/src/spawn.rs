@@ -132,19 +132,20 @@ unsafe fn clone_onto(args: &CloneArgs, entry: Entry, argument: *mut libc::c_void
     let ret: isize;
     // SAFETY: the kernel's convention: number in rax, arguments in rdi and rsi, rcx and r11 overwritten. The child has the
     // parent's registers but for rax and rsp, so it finds `entry` and `argument` where the parent had them; it
-    // calls with rsp 16-aligned, as the ABI wants, and never falls through to the parent's code.
+    // calls with rsp 16-aligned, as the ABI wants, and never falls through to the parent's code. Both are in registers
+    // named here: the compiler's choice may be rbp, which the child clears to end the chain of frames.
     unsafe {
         std::arch::asm!(
             "syscall",
             "test rax, rax",
             "jnz 2f",
             "xor ebp, ebp",
-            "mov rdi, {argument}",
-            "call {entry}",
+            "mov rdi, r8",
+            "call r9",
             "ud2",
             "2:",
-            argument = in(reg) argument,
-            entry = in(reg) entry,
+            in("r8") argument,
+            in("r9") entry,
             inlateout("rax") libc::SYS_clone3 as isize => ret,
             in("rdi") args,
             in("rsi") size_of::<CloneArgs>(),
@@ -170,12 +171,12 @@ unsafe fn clone_onto(args: &CloneArgs, entry: Entry, argument: *mut libc::c_void
             "cbnz x0, 2f",
             "mov x29, xzr",
             "mov x30, xzr",
-            "mov x0, {argument}",
-            "blr {entry}",
+            "mov x0, x9",
+            "blr x10",
             "brk 1",
             "2:",
-            argument = in(reg) argument,
-            entry = in(reg) entry,
+            in("x9") argument,
+            in("x10") entry,
             in("x8") libc::SYS_clone3,
             inlateout("x0") args as *const CloneArgs => ret,
             in("x1") size_of::<CloneArgs>(),

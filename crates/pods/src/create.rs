@@ -343,15 +343,12 @@ fn unescape(text: &str) -> String {
     text.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
 }
 
-/// The folders of the overlay. The root of the container has the owner and mode of the topmost layer's. With a user
+/// Owner and mode of the overlay's folders, which the store made. The root of the container has the owner and mode of the topmost layer's. With a user
 /// namespace the writable layer holds the ids of the host: overlayfs makes files of its own in it, as the host's root,
 /// which an idmapped mount would have no number for.
 fn make_writable_layer(shared: &Shared, pod: &PodSpec, record: &ContainerRecord) -> Result<(), PodError> {
     let folder = shared.store.container_folder(&record.pod, &record.id);
     let make = || -> io::Result<()> {
-        for name in ["upper", "work"] {
-            fs::create_dir(folder.join(name))?;
-        }
         let upper = folder.join("upper");
         let (mode, uid, gid) = match record.image.layers.last() {
             Some(top) => {
@@ -371,7 +368,7 @@ fn make_writable_layer(shared: &Shared, pod: &PodSpec, record: &ContainerRecord)
         std::os::unix::fs::chown(&upper, Some(uid), Some(gid))?;
         fs::set_permissions(&upper, fs::Permissions::from_mode(mode))
     };
-    make().map_err(doing("make the container's writable layer"))
+    make().map_err(doing("prepare the container's writable layer"))
 }
 
 /// Turns a stored spec into a plan.

@@ -55,6 +55,22 @@ impl PodError {
     ) -> PodError {
         PodError::Failed { doing: doing.into(), source: Arc::from(source.into()) }
     }
+
+    /// Whether the cause is that a file system or a quota is full.
+    pub fn is_no_space(&self) -> bool {
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            let errno = match error.downcast_ref::<std::io::Error>() {
+                Some(error) => rustix::io::Errno::from_io_error(error),
+                None => error.downcast_ref::<rustix::io::Errno>().copied(),
+            };
+            if matches!(errno, Some(rustix::io::Errno::NOSPC | rustix::io::Errno::DQUOT)) {
+                return true;
+            }
+            cause = error.source();
+        }
+        false
+    }
 }
 
 /// `map_err` to [`PodError::Failed`].

@@ -1,10 +1,13 @@
-//! The thread that brings records to the disk, and empties the trash, behind everybody's back.
+//! The thread that brings records to the disk, makes spare folders and empties the trash, behind everybody's back.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
+
+use crate::spare::Spares;
 
 /// How long a written record may wait for its flush.
 pub const FLUSH_AFTER: Duration = Duration::from_millis(200);
@@ -13,6 +16,8 @@ const QUEUE: usize = 4096;
 
 enum Work {
     Flush(PathBuf),
+    /// A spare folder was taken; another one is made with the next flush, when its taker is done.
+    Refill,
     /// A folder in the trash, or the whole trash.
     Empty(PathBuf),
     Settle(SyncSender<()>),
@@ -23,18 +28,22 @@ pub(crate) struct Flusher {
 }
 
 impl Flusher {
-    pub(crate) fn start() -> Flusher {
+    pub(crate) fn start(spares: Arc<Spares>) -> Flusher {
         let (work, queue) = sync_channel(QUEUE);
         // A thread that cannot be started leaves the records unflushed, not unwritten.
         let _ = std::thread::Builder::new()
             .name("records".into())
             .stack_size(256 << 10)
-            .spawn(move || run(&queue));
+            .spawn(move || run(&queue, &spares));
         Flusher { work }
     }
 
     pub(crate) fn flush(&self, path: PathBuf) {
         let _ = self.work.send(Work::Flush(path));
+    }
+
+    pub(crate) fn refill(&self) {
+        let _ = self.work.send(Work::Refill);
     }
 
     /// Removes `folder`, or everything in `trash`.
@@ -57,7 +66,8 @@ impl Flusher {
     }
 }
 
-fn run(queue: &Receiver<Work>) {
+fn run(queue: &Receiver<Work>, spares: &Spares) {
+    spares.refill();
     let mut dirty: BTreeSet<PathBuf> = BTreeSet::new();
     let mut due: Option<Instant> = None;
     loop {
@@ -70,15 +80,18 @@ fn run(queue: &Receiver<Work>) {
                 dirty.insert(path);
                 due.get_or_insert(Instant::now() + FLUSH_AFTER);
             }
+            Ok(Work::Refill) => drop(due.get_or_insert(Instant::now() + FLUSH_AFTER)),
             // Never follows symlinks (std opens each folder by descriptor), and no mount lies below.
             Ok(Work::Empty(folder)) => drop(fs::remove_dir_all(folder)),
             Ok(Work::Settle(done)) => {
                 flush(&mut dirty);
+                spares.refill();
                 due = None;
                 let _ = done.send(());
             }
             Err(RecvTimeoutError::Timeout) => {
                 flush(&mut dirty);
+                spares.refill();
                 due = None;
             }
             Err(RecvTimeoutError::Disconnected) => {

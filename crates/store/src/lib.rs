@@ -6,18 +6,20 @@
 //!   <root>/pods/<id>/containers/<id>/container.N.json   [`ContainerRecord`]
 //!   <root>/pods/<id>/containers/<id>/config.N.json      the OCI runtime spec
 //!   <root>/pods/<id>/containers/<id>/{upper,work}     the writable layer, not ours to read
+//!   <root>/spare/                             folders made in advance
 //!   <root>/trash/                             folders on their way out
 //! ```
 //!
-//! A record is replaced by writing the next generation N beside it under a name of no meaning, renaming that, and
-//! removing the one before: a reader takes the highest generation that it can read. (A rename over an existing file
-//! would do as well, but ext4 then starts to write the file out at once, which was seen to take 4 ms.) Nobody waits
-//! for the disk: `write()` has completed when a call returns, which survives the death of the daemon; a thread flushes
+//! A record's file holds a line for each time that it was written; the last whole one counts. Once it is long, the next
+//! generation N is written beside it under a name of no meaning, that is renamed, and the one before removed: a reader
+//! takes the highest generation that it can read. (A rename over an existing file would do as well, but ext4 then starts
+//! to write the file out at once, which was seen to take 4 ms.) Nobody waits for the disk: `write()` has completed when a call returns, which survives the death of the daemon; a thread flushes
 //! what was written within [`FLUSH_AFTER`], which bounds what a power cut can take. A record that cannot be read costs
 //! its pod or container, never the start of the daemon. See docs/design/records.md.
 
 mod flush;
 mod record;
+mod spare;
 
 pub use flush::FLUSH_AFTER;
 pub use record::{
@@ -29,7 +31,7 @@ use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bowline_model::{ContainerId, SandboxId};
@@ -37,11 +39,14 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use flush::Flusher;
+use spare::{Kind, Spares};
 
 /// How long a lock is waited for: a daemon that was killed a moment ago may still be on its way out.
 const LOCK_WAIT: Duration = Duration::from_millis(500);
 /// The longest record that is read: 16 MiB, the longest message of CRI.
 const MAX_RECORD: u64 = 16 << 20;
+/// Lines are appended to a record's file up to this length.
+const MAX_APPENDED: u64 = 64 << 10;
 
 /// What went wrong with records.
 #[derive(Debug, thiserror::Error)]
@@ -86,10 +91,19 @@ pub struct Loaded {
 /// The records below one root.
 pub struct Store {
     root: PathBuf,
+    spares: Arc<Spares>,
     flusher: Flusher,
-    /// The generation of each record that was written or read.
-    generations: Mutex<HashMap<PathBuf, u64>>,
+    /// Where each record that was written or read ends.
+    tails: Mutex<HashMap<PathBuf, Tail>>,
     _lock: File,
+}
+
+/// The end of a record's file.
+#[derive(Debug, Clone, Copy)]
+struct Tail {
+    generation: u64,
+    /// The length of the file; `None`: it does not end in a whole line, so the next one begins another generation.
+    length: Option<u64>,
 }
 
 impl Store {
@@ -115,10 +129,14 @@ impl Store {
                 Err(errno) => return Err(io_error("lock", errno.into())),
             }
         }
+        let folder = root.join("spare");
+        let failed = |source| StoreError::Io { doing: "make", path: folder.clone(), source };
+        let spares = Arc::new(Spares::open(folder.clone()).map_err(failed)?);
         Ok(Store {
             root: root.to_owned(),
-            flusher: Flusher::start(),
-            generations: Mutex::default(),
+            flusher: Flusher::start(spares.clone()),
+            spares,
+            tails: Mutex::default(),
             _lock: lock,
         })
     }
@@ -136,19 +154,23 @@ impl Store {
     /// Writes a pod's record.
     pub fn write_pod(&self, record: &PodRecord) -> Result<(), StoreError> {
         let folder = self.pod_folder(&record.id);
-        make_folder(&folder)?;
-        make_folder(&folder.join("containers"))?;
-        self.replace(&folder, "pod", record)
+        if !self.knows(&folder, &["pod"]) {
+            self.place(Kind::Pod, &folder)?;
+        }
+        self.write(&folder, "pod", record)
     }
 
     /// Writes a container's record.
     pub fn write_container(&self, record: &ContainerRecord) -> Result<(), StoreError> {
         let folder = self.container_folder(&record.pod, &record.id);
-        make_folder(&folder)?;
-        self.replace(&folder, "container", record)
+        if !self.knows(&folder, &["container", "config"]) {
+            self.place(Kind::Container, &folder)?;
+        }
+        self.write(&folder, "container", record)
     }
 
-    /// Writes a container's OCI runtime spec.
+    /// Writes a container's OCI runtime spec. The first time its folder is made, with empty folders `upper` and `work`
+    /// of mode 0700 in it.
     pub fn write_config<T: Serialize>(
         &self,
         pod: &SandboxId,
@@ -156,8 +178,10 @@ impl Store {
         config: &T,
     ) -> Result<(), StoreError> {
         let folder = self.container_folder(pod, id);
-        make_folder(&folder)?;
-        self.replace(&folder, "config", config)
+        if !self.knows(&folder, &["config"]) {
+            self.place(Kind::Container, &folder)?;
+        }
+        self.write(&folder, "config", config)
     }
 
     /// Reads a container's OCI runtime spec.
@@ -236,22 +260,53 @@ impl Store {
         Ok(())
     }
 
-    fn replace<T: Serialize>(&self, folder: &Path, name: &str, record: &T) -> Result<(), StoreError> {
+    fn write<T: Serialize>(&self, folder: &Path, name: &str, record: &T) -> Result<(), StoreError> {
         let bad = |why: serde_json::Error| StoreError::Bad { path: folder.join(name), why: why.to_string() };
-        let bytes = serde_json::to_vec(record).map_err(bad)?;
+        let mut line = serde_json::to_vec(record).map_err(bad)?;
+        line.push(b'\n');
         let key = folder.join(name);
-        let before = self.lock().get(&key).copied().unwrap_or(0);
-        let path = generation(folder, name, before + 1);
-        let beside = folder.join(format!("{name}.new"));
-        let written = File::create(&beside)
-            .and_then(|mut file| file.write_all(&bytes))
-            .and_then(|()| fs::rename(&beside, &path));
-        written.map_err(|source| StoreError::Io { doing: "write", path: path.clone(), source })?;
-        self.lock().insert(key, before + 1);
-        if before > 0 {
-            let _ = fs::remove_file(generation(folder, name, before));
+        let before = self.lock().get(&key).copied();
+        let fits = |length: &u64| length + line.len() as u64 <= MAX_APPENDED;
+        let (path, tail) = match before {
+            Some(Tail { generation, length: Some(length) }) if fits(&length) => {
+                let path = generation_path(folder, name, generation);
+                let written = append(&path, &line, length);
+                let tail = Tail { generation, length: written.is_ok().then(|| length + line.len() as u64) };
+                self.lock().insert(key, tail);
+                written.map_err(|source| StoreError::Io { doing: "append to", path: path.clone(), source })?;
+                (path, None)
+            }
+            _ => {
+                let generation = before.map_or(0, |tail| tail.generation) + 1;
+                let path = generation_path(folder, name, generation);
+                let beside = folder.join(format!("{name}.new"));
+                let written = File::create(&beside)
+                    .and_then(|mut file| file.write_all(&line))
+                    .and_then(|()| fs::rename(&beside, &path));
+                written.map_err(|source| StoreError::Io { doing: "write", path: path.clone(), source })?;
+                (path, Some(Tail { generation, length: Some(line.len() as u64) }))
+            }
+        };
+        if let Some(tail) = tail {
+            self.lock().insert(folder.join(name), tail);
+            if let Some(before) = before {
+                let _ = fs::remove_file(generation_path(folder, name, before.generation));
+            }
         }
         self.flusher.flush(path);
+        Ok(())
+    }
+
+    /// Whether one of these records in a folder was written or read.
+    fn knows(&self, folder: &Path, names: &[&str]) -> bool {
+        let tails = self.lock();
+        names.iter().any(|name| tails.contains_key(&folder.join(name)))
+    }
+
+    fn place(&self, kind: Kind, folder: &Path) -> Result<(), StoreError> {
+        let failed = |source| StoreError::Io { doing: "make", path: folder.to_owned(), source };
+        self.spares.place(kind, folder).map_err(failed)?;
+        self.flusher.refill();
         Ok(())
     }
 
@@ -274,13 +329,14 @@ impl Store {
         };
         let mut verdict = missing();
         for (position, number) in found.iter().enumerate() {
-            match read(&generation(folder, name, *number)) {
-                Ok(record) => {
+            match read(&generation_path(folder, name, *number)) {
+                Ok((record, length)) => {
                     for old in &found[position + 1..] {
-                        let _ = fs::remove_file(generation(folder, name, *old));
+                        let _ = fs::remove_file(generation_path(folder, name, *old));
                     }
                     // Above a torn one, so that its file is replaced some day and never mistaken for newer.
-                    self.lock().insert(folder.join(name), found[0]);
+                    let length = length.filter(|_| position == 0);
+                    self.lock().insert(folder.join(name), Tail { generation: found[0], length });
                     return Ok(record);
                 }
                 Err(error) if position == 0 => verdict = error,
@@ -290,18 +346,28 @@ impl Store {
         Err(verdict)
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<PathBuf, u64>> {
-        self.generations.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<PathBuf, Tail>> {
+        self.tails.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until everything written so far is on the disk.
+    /// Waits until everything written so far is on the disk, and what is kept in advance is made.
     pub fn settle(&self) {
         self.flusher.settle();
     }
 }
 
-fn generation(folder: &Path, name: &str, number: u64) -> PathBuf {
+fn generation_path(folder: &Path, name: &str, number: u64) -> PathBuf {
     folder.join(format!("{name}.{number}.json"))
+}
+
+/// Appends a line to a file of this length, or leaves it as it was, as far as that can be done.
+fn append(path: &Path, line: &[u8], length: u64) -> io::Result<()> {
+    let mut file = File::options().append(true).open(path)?;
+    let written = file.write_all(line);
+    if written.is_err() {
+        let _ = file.set_len(length);
+    }
+    written
 }
 
 fn make_folder(path: &Path) -> Result<(), StoreError> {
@@ -323,15 +389,25 @@ fn folders(path: &Path) -> Result<Vec<PathBuf>, StoreError> {
     Ok(found)
 }
 
-fn read<T: DeserializeOwned>(path: &Path) -> Result<T, StoreError> {
+/// The last whole line of a file, and the file's length if it ends with that line.
+fn read<T: DeserializeOwned>(path: &Path) -> Result<(T, Option<u64>), StoreError> {
     let io_error = |source| StoreError::Io { doing: "read", path: path.to_owned(), source };
     let len = fs::metadata(path).map_err(io_error)?.len();
     if len > MAX_RECORD {
         return Err(StoreError::Bad { path: path.to_owned(), why: format!("{len} bytes are too many") });
     }
     let bytes = fs::read(path).map_err(io_error)?;
-    serde_json::from_slice(&bytes)
-        .map_err(|error| StoreError::Bad { path: path.to_owned(), why: error.to_string() })
+    let whole = bytes.strip_suffix(b"\n");
+    let mut verdict = None;
+    for (position, line) in whole.unwrap_or(&bytes).rsplit(|byte| *byte == b'\n').enumerate() {
+        match serde_json::from_slice(line) {
+            Ok(record) => return Ok((record, whole.filter(|_| position == 0).map(|_| bytes.len() as u64))),
+            // What was written last says best what is wrong.
+            Err(error) => drop(verdict.get_or_insert(error)),
+        }
+    }
+    let why = verdict.map_or_else(|| "it is empty".to_owned(), |error| error.to_string());
+    Err(StoreError::Bad { path: path.to_owned(), why })
 }
 
 #[cfg(test)]
