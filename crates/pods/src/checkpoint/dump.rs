@@ -117,7 +117,11 @@ fn in_time(deadline: Option<Instant>) -> Result<(), PodError> {
 /// What criu, or we with it, cannot do.
 pub(super) fn fits(pod: &PodRecord, record: &ContainerRecord) -> Result<(), PodError> {
     let name = &record.spec.name;
-    let cannot = |what: &str| Err(PodError::State(format!("container `{name}` {what}: checkpoint and restore do not work with that yet")));
+    let cannot = |what: &str| {
+        Err(PodError::Unsupported(format!(
+            "container `{name}` {what}: checkpoint and restore do not work with that yet"
+        )))
+    };
     if record.spec.tty {
         return cannot("has a terminal");
     }
