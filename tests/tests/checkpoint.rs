@@ -341,6 +341,145 @@ fn a_container_goes_on_and_its_copy_goes_on_elsewhere() {
     });
 }
 
+/// What criu makes of its images is looked at before it runs: the restrictions are the request's, whatever was written.
+#[test]
+fn a_request_that_restricts_more_than_the_archive_is_not_undercut() {
+    if !criu_works("a restored container that may do more than it should") {
+        return;
+    }
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let daemon = Daemon::start_with(RESTORE);
+    runtime.block_on(async {
+        let mut client = Client::connect(&daemon).await;
+        client.pull(&daemon).await;
+        let logs = daemon.folder().join("logs");
+        let volume = daemon.folder().join("volume");
+        fs::create_dir_all(&volume).unwrap();
+        let first = client.run(pod("first", &logs.join("first"))).await.unwrap();
+        let mut config = container(&client, "main", COUNTER);
+        config.mounts.push(v1::Mount {
+            host_path: volume.display().to_string(),
+            container_path: "/vol".into(),
+            ..Default::default()
+        });
+        let id = client.start(&first, config.clone()).await.unwrap();
+        counts_beyond(&logs.join("first/main.log"), 1);
+        let archive = daemon.folder().join("archive.tar");
+        checkpoint(&mut client, &id, &archive).await.expect("CheckpointContainer");
+        client.remove(&first).await.unwrap();
+
+        let second = client.run(pod("second", &logs.join("second"))).await.unwrap();
+        config.image = from_archive(&client, "main", &archive).image;
+        type Change = fn(&mut v1::ContainerConfig);
+        let table: [(&str, Change, &str); 4] = [
+            ("a volume", |config| config.mounts[0].readonly = true, "/vol"),
+            (
+                "the root",
+                |config| with_security(config, |security| security.readonly_rootfs = true),
+                "fewer restrictions",
+            ),
+            (
+                "a masked path",
+                |config| with_security(config, |security| security.masked_paths = vec!["/proc/kcore".into()]),
+                "/proc/kcore",
+            ),
+            (
+                "a read-only path",
+                |config| with_security(config, |security| security.readonly_paths = vec!["/proc/sys".into()]),
+                "/proc/sys",
+            ),
+        ];
+        for (number, (what, change, part)) in (0u32..).zip(table) {
+            let mut config = config.clone();
+            config.metadata.get_or_insert_default().attempt = number;
+            change(&mut config);
+            let id = client.create(&second, config).await.unwrap_or_else(|error| panic!("{what}: {error:?}"));
+            let status = start(&mut client, &id).await.expect_err(what);
+            assert!(
+                status.message().contains("not what was asked for") && status.message().contains(part),
+                "{what}: {status:?}"
+            );
+            // Its end is told once its log is complete.
+            let ended = i32::from(v1::ContainerState::ContainerExited);
+            let end = async {
+                while client.status(&id).await.unwrap().state != ended {
+                    tokio::task::yield_now().await;
+                }
+            };
+            tokio::time::timeout(PATIENCE, end).await.unwrap_or_else(|_| panic!("{what}: it does not end"));
+        }
+        assert_eq!(count(&logs.join("second/main.log")), 0, "no instruction of it ran");
+        // The archive itself is fine.
+        config.metadata.get_or_insert_default().attempt = 9;
+        let id = client.create(&second, config).await.unwrap();
+        start(&mut client, &id).await.expect("as it was written");
+        counts_beyond(&logs.join("second/main.log"), 1);
+        client.remove(&second).await.unwrap();
+        no_work_left(&daemon);
+    });
+}
+
+/// What Kubernetes calls the restricted profile, and a root that nobody writes to.
+#[test]
+fn the_strictest_container_comes_back_as_strict() {
+    if !criu_works("a container without any rights") {
+        return;
+    }
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let daemon = Daemon::start_with(RESTORE);
+    runtime.block_on(async {
+        let mut client = Client::connect(&daemon).await;
+        client.pull(&daemon).await;
+        let logs = daemon.folder().join("logs");
+        let mut config = container(&client, "main", COUNTER);
+        with_security(&mut config, |security| {
+            security.run_as_user = Some(v1::Int64Value { value: 1000 });
+            security.readonly_rootfs = true;
+            security.no_new_privs = true;
+            security.seccomp = Some(v1::SecurityProfile::default());
+            let all = v1::Capability { drop_capabilities: vec!["ALL".into()], ..Default::default() };
+            security.capabilities = Some(all);
+            security.masked_paths =
+                ["/proc/kcore", "/proc/acpi", "/sys/firmware"].map(str::to_owned).to_vec();
+            security.readonly_paths = ["/proc/sys", "/proc/bus"].map(str::to_owned).to_vec();
+        });
+        let first = client.run(pod("first", &logs.join("first"))).await.unwrap();
+        let id = client.start(&first, config.clone()).await.unwrap();
+        counts_beyond(&logs.join("first/main.log"), 2);
+        let archive = daemon.folder().join("archive.tar");
+        checkpoint(&mut client, &id, &archive).await.expect("CheckpointContainer");
+        client.remove(&first).await.unwrap();
+
+        let second = client.run(pod("second", &logs.join("second"))).await.unwrap();
+        let mut other = config.clone();
+        other.image = from_archive(&client, "main", &archive).image;
+        with_security(&mut other, |security| {
+            security.run_as_user = Some(v1::Int64Value { value: 1001 });
+        });
+        refused(client.create(&second, other.clone()).await, Code::FailedPrecondition, "other users");
+        config.image = other.image;
+        let id = client.create(&second, config).await.unwrap();
+        start(&mut client, &id).await.expect("StartContainer");
+        let log = logs.join("second/main.log");
+        counts_beyond(&log, 3);
+        assert!(first_count(&log).unwrap() > 2, "it went on where it was");
+        let said = client.exec(&id, &["/bin/sh", "-c", "cat /proc/1/status; touch /x"]).await.unwrap();
+        let out = String::from_utf8_lossy(&said.stdout).into_owned();
+        for line in ["Uid:\t1000\t1000", "CapBnd:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2"] {
+            assert!(out.contains(line), "{line}: {out}");
+        }
+        assert!(String::from_utf8_lossy(&said.stderr).contains("Read-only"), "{said:?}");
+        client.remove(&second).await.unwrap();
+    });
+}
+
+fn with_security(
+    config: &mut v1::ContainerConfig,
+    change: impl FnOnce(&mut v1::LinuxContainerSecurityContext),
+) {
+    change(config.linux.get_or_insert_default().security_context.get_or_insert_default());
+}
+
 #[test]
 fn a_pod_with_an_open_port_goes_on_elsewhere() {
     if !criu_works("a pod is written and brought back") {
@@ -369,13 +508,21 @@ fn a_pod_with_an_open_port_goes_on_elsewhere() {
             container_ids: ids.iter().map(|id| (*id).clone()).collect(),
             ..Default::default()
         };
-        refused(client.runtime.checkpoint_pod(whole(&[&one])).await, Code::FailedPrecondition, "container_ids");
+        refused(
+            client.runtime.checkpoint_pod(whole(&[&one])).await,
+            Code::FailedPrecondition,
+            "container_ids",
+        );
         assert_eq!(fs::read_dir(&output).unwrap().count(), 0);
         let before = count(&logs.join("first/counter.log"));
         client.runtime.checkpoint_pod(whole(&[&one, &other])).await.expect("CheckpointPod");
         let written = count(&logs.join("first/counter.log"));
         counts_beyond(&logs.join("first/counter.log"), written + 2);
-        refused(client.runtime.checkpoint_pod(whole(&[&one, &other])).await, Code::InvalidArgument, "not empty");
+        refused(
+            client.runtime.checkpoint_pod(whole(&[&one, &other])).await,
+            Code::InvalidArgument,
+            "not empty",
+        );
         client.remove(&first).await.unwrap();
 
         let back = |containers: Vec<v1::ContainerConfig>| v1::RestorePodRequest {
@@ -384,7 +531,11 @@ fn a_pod_with_an_open_port_goes_on_elsewhere() {
             container_configs: containers,
             ..Default::default()
         };
-        refused(client.runtime.restore_pod(back(vec![counter.clone()])).await, Code::InvalidArgument, "container_configs");
+        refused(
+            client.runtime.restore_pod(back(vec![counter.clone()])).await,
+            Code::InvalidArgument,
+            "container_configs",
+        );
         let mut changed = server.clone();
         changed.envs.push(v1::KeyValue { key: "NEW".into(), value: "1".into() });
         let answer = client.runtime.restore_pod(back(vec![counter.clone(), changed])).await;
@@ -392,7 +543,8 @@ fn a_pod_with_an_open_port_goes_on_elsewhere() {
         let pods = client.runtime.list_pod_sandbox(v1::ListPodSandboxRequest::default()).await.unwrap();
         assert_eq!(pods.into_inner().items.len(), 0, "a failed RestorePod leaves nothing");
 
-        let restored = client.runtime.restore_pod(back(vec![server, counter])).await.expect("RestorePod").into_inner();
+        let restored =
+            client.runtime.restore_pod(back(vec![server, counter])).await.expect("RestorePod").into_inner();
         let names: Vec<&str> = restored.restored_containers.iter().map(|one| one.name.as_str()).collect();
         assert_eq!(names, ["server", "counter"]);
         for container in &restored.restored_containers {

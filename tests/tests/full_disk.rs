@@ -38,15 +38,15 @@ impl Drop for Small {
 }
 
 async fn exit_of(client: &mut Client, id: &str) -> v1::ContainerStatus {
-    let started = std::time::Instant::now();
-    loop {
-        let status = client.status(id).await.expect("its status");
-        if status.state() == v1::ContainerState::ContainerExited {
-            return status;
-        }
-        assert!(started.elapsed() < Duration::from_secs(30), "it does not end: {status:?}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    let mut last = v1::ContainerStatus::default();
+    let now = tokio::runtime::Handle::current();
+    tokio::task::block_in_place(|| {
+        wait_for("it ends", Duration::from_secs(30), || {
+            last = now.block_on(client.status(id)).expect("its status");
+            last.state() == v1::ContainerState::ContainerExited
+        });
+    });
+    last
 }
 
 /// Root and state on one full file system.
@@ -68,10 +68,13 @@ fn with_a_full_root_pods_end_and_go_and_none_comes() {
         clean.wait_equal(&folder);
 
         let before = client.run(pod("before", &logs)).await.unwrap();
-        let waits = container(&client, "waits", "trap 'exit 5' TERM; echo up; while :; do sleep 1 & wait; done");
+        let waits =
+            container(&client, "waits", "trap 'exit 5' TERM; echo up; while :; do sleep 1 & wait; done");
         let waits = client.start(&before, waits).await.unwrap();
         let log = logs.join("waits.log");
-        wait_for("it runs", Duration::from_secs(20), || std::fs::read_to_string(&log).is_ok_and(|l| l.contains("up")));
+        wait_for("it runs", Duration::from_secs(20), || {
+            std::fs::read_to_string(&log).is_ok_and(|l| l.contains("up"))
+        });
         let fillers = [root.fill(), state.fill()];
         let held = Inventory::take(&folder);
 
@@ -141,7 +144,9 @@ fn a_full_log_disk_holds_output_and_loses_none() {
         let talks = "i=0; while [ $i -lt 2000 ]; do echo line $i; i=$((i+1)); done; exit 9";
         let quiet = container(&client, "quiet", "echo first; sleep 600");
         let quiet = client.start(&id, quiet).await.unwrap();
-        wait_for("its first line", Duration::from_secs(20), || text(&logs.0.join("quiet.log")).contains("first"));
+        wait_for("its first line", Duration::from_secs(20), || {
+            text(&logs.0.join("quiet.log")).contains("first")
+        });
         let filler = logs.fill();
 
         let talks = container(&client, "talks", talks);

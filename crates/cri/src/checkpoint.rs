@@ -80,7 +80,8 @@ pub(crate) async fn restore_pod(
     }
     let restored = pods.restore_pod(PodRestore { checkpoint, pod, containers }).await;
     let restored = restored.map_err(|error| codes::of_pod(&error))?;
-    let container = |(name, id): (String, ContainerId)| v1::RestoredContainer { name, container_id: id.to_string() };
+    let container =
+        |(name, id): (String, ContainerId)| v1::RestoredContainer { name, container_id: id.to_string() };
     Ok(v1::RestorePodResponse {
         pod_sandbox_id: restored.pod.to_string(),
         restored_containers: restored.containers.into_iter().map(container).collect(),
@@ -90,7 +91,9 @@ pub(crate) async fn restore_pod(
 fn no_options<'a>(mut keys: impl Iterator<Item = &'a String>) -> Result<(), Refused> {
     match keys.next() {
         None => Ok(()),
-        Some(key) => Err(invalid("options", format!("`{}` is not known; there are none yet", check::brief(key)))),
+        Some(key) => {
+            Err(invalid("options", format!("`{}` is not known; there are none yet", check::brief(key))))
+        }
     }
 }
 

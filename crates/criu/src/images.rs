@@ -29,11 +29,40 @@ const INVENTORY: u32 = 0x5831_3116;
 /// Names that may be there, up to a number in them. Others describe what is not restored here: networks, host names,
 /// users, policies, file systems.
 const NAMES: [&str; 34] = [
-    "cgroup.img", "core-", "descriptors.json", "dump.log", "eventfd.img", "eventpoll-tfd.img", "eventpoll.img",
-    "fdinfo-", "fifo-data.img", "fifo.img", "filelocks.img", "files.img", "fs-", "ghost-file-", "ids-",
-    "inotify-wd.img", "inotify.img", "inventory.img", "memfd.img", "mm-", "mountpoints-", "pagemap-", "pages-",
-    "pipes-data.img", "pipes.img", "pstree.img", "reg-files.img", "remap-fpath.img", "seccomp.img", "signalfd.img",
-    "sk-queues.img", "stats-dump", "tcp-stream-", "timens-",
+    "cgroup.img",
+    "core-",
+    "descriptors.json",
+    "dump.log",
+    "eventfd.img",
+    "eventpoll-tfd.img",
+    "eventpoll.img",
+    "fdinfo-",
+    "fifo-data.img",
+    "fifo.img",
+    "filelocks.img",
+    "files.img",
+    "fs-",
+    "ghost-file-",
+    "ids-",
+    "inotify-wd.img",
+    "inotify.img",
+    "inventory.img",
+    "memfd.img",
+    "mm-",
+    "mountpoints-",
+    "pagemap-",
+    "pages-",
+    "pipes-data.img",
+    "pipes.img",
+    "pstree.img",
+    "reg-files.img",
+    "remap-fpath.img",
+    "seccomp.img",
+    "signalfd.img",
+    "sk-queues.img",
+    "stats-dump",
+    "tcp-stream-",
+    "timens-",
 ];
 
 /// What a restored container may be; all of it from the request.
@@ -166,7 +195,8 @@ impl Folder {
             if count > MAX_FILES {
                 return not_allowed(format_args!("has more than {MAX_FILES} files"));
             }
-            if !NAMES.iter().any(|known| name == *known || (known.ends_with('-') && name.starts_with(known))) {
+            if !NAMES.iter().any(|known| name == *known || (known.ends_with('-') && name.starts_with(known)))
+            {
                 return not_allowed(format_args!("holds {name}, which nothing here restores"));
             }
             // criu opens by name, and would follow a link to wherever.
@@ -196,7 +226,10 @@ impl Folder {
             return not_allowed(format_args!("holds {name} with {size} bytes; {MAX_FILE} are the limit"));
         }
         let mut bytes = Vec::new();
-        std::fs::File::from(file).take(MAX_FILE).read_to_end(&mut bytes).map_err(|error| io_of(name, error))?;
+        std::fs::File::from(file)
+            .take(MAX_FILE)
+            .read_to_end(&mut bytes)
+            .map_err(|error| io_of(name, error))?;
         Ok(bytes)
     }
 
@@ -311,7 +344,9 @@ impl Folder {
                 Some(key) if key == place && allowed.mounts.contains(place) => {
                     found.insert(key);
                 }
-                Some(_) => return not_allowed(format_args!("has a mount at {place}, which the request has not")),
+                Some(_) => {
+                    return not_allowed(format_args!("has a mount at {place}, which the request has not"));
+                }
             }
         }
         if roots != 1 { Err(damaged(&name)) } else { Ok(found) }

@@ -65,7 +65,9 @@ impl<'a> Message<'a> {
             let field = u32::try_from(tag >> 3).map_err(|_| Malformed)?;
             let value = match tag & 7 {
                 0 => Value::Number(take_varint(&mut rest)?),
-                1 => Value::Number(u64::from_le_bytes(take(&mut rest, 8)?.try_into().map_err(|_| Malformed)?)),
+                1 => {
+                    Value::Number(u64::from_le_bytes(take(&mut rest, 8)?.try_into().map_err(|_| Malformed)?))
+                }
                 2 => {
                     let len = usize::try_from(take_varint(&mut rest)?).map_err(|_| Malformed)?;
                     Value::Bytes(take(&mut rest, len)?)
@@ -197,10 +199,10 @@ mod tests {
     #[test]
     fn what_is_no_message_is_refused() {
         let table: [&[u8]; 6] = [
-            &[0x08],                   // a number without its value
-            &[0x0a, 0x05, 1],          // five bytes promised, one there
-            &[0x0b],                   // a group
-            &[0x00, 0x00],             // field 0
+            &[0x08],                                                             // a number without its value
+            &[0x0a, 0x05, 1], // five bytes promised, one there
+            &[0x0b],          // a group
+            &[0x00, 0x00],    // field 0
             &[0x08, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x02], // more than 64 bits
             &[0x0a, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01], // a length beyond everything
         ];

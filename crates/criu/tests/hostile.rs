@@ -87,7 +87,10 @@ fn good() -> Checkpoint {
         capabilities: 0,
         seccomp: Some(1),
         filters: vec![Pb::default().bytes(1, FILTER), Pb::default().bytes(1, b"own-filt").num(2, 0)],
-        files: vec![Pb::default().num(1, 1).num(2, 1), Pb::default().num(1, 4).msg(4, Pb::default().num(4, 1))],
+        files: vec![
+            Pb::default().num(1, 1).num(2, 1),
+            Pb::default().num(1, 4).msg(4, Pb::default().num(4, 1)),
+        ],
         mounts: vec![
             mount(17, "/", None),
             mount(1, "/proc", None),
@@ -125,7 +128,10 @@ impl Checkpoint {
         }
         put("core-1.img", self.core());
         put("core-7.img", self.core());
-        put("seccomp.img", image(&COMMON, &[self.filters.iter().cloned().fold(Pb::default(), |all, one| all.msg(1, one))]));
+        put(
+            "seccomp.img",
+            image(&COMMON, &[self.filters.iter().cloned().fold(Pb::default(), |all, one| all.msg(1, one))]),
+        );
         put("files.img", image(&COMMON, &self.files));
         put(&format!("mountpoints-{}.img", self.own[4]), image(&COMMON, &self.mounts));
     }
@@ -176,7 +182,10 @@ fn rights_beyond_the_request() {
     refused(|images| images.filters[0] = Pb::default().bytes(1, b"anything"), "without the seccomp filter");
     refused(|images| images.seccomp = Some(9), "without the seccomp filter");
     // A chain that leads nowhere ends.
-    refused(|images| images.filters = vec![Pb::default().bytes(1, b"anything").num(2, 0)], "without the seccomp");
+    refused(
+        |images| images.filters = vec![Pb::default().bytes(1, b"anything").num(2, 0)],
+        "without the seccomp",
+    );
 }
 
 #[test]
@@ -207,11 +216,23 @@ fn files_that_take_privileges_to_open() {
 fn a_folder_with_more_than_plain_images() {
     type Fill = fn(&Path);
     let table: [(&str, Fill, &str); 6] = [
-        ("a link", |folder| std::os::unix::fs::symlink("/etc/passwd", folder.join("pages-1.img")).unwrap(), "no plain file"),
-        ("a second name", |folder| fs::hard_link(folder.join("core-1.img"), folder.join("core-2.img")).unwrap(), "no plain file"),
+        (
+            "a link",
+            |folder| std::os::unix::fs::symlink("/etc/passwd", folder.join("pages-1.img")).unwrap(),
+            "no plain file",
+        ),
+        (
+            "a second name",
+            |folder| fs::hard_link(folder.join("core-1.img"), folder.join("core-2.img")).unwrap(),
+            "no plain file",
+        ),
         ("a folder", |folder| fs::create_dir(folder.join("pages-1.img")).unwrap(), "no plain file"),
         ("another network", |folder| fs::write(folder.join("netns-2.img"), "").unwrap(), "holds netns-2.img"),
-        ("rules for a shell", |folder| fs::write(folder.join("iptables-2.img"), "").unwrap(), "holds iptables-2.img"),
+        (
+            "rules for a shell",
+            |folder| fs::write(folder.join("iptables-2.img"), "").unwrap(),
+            "holds iptables-2.img",
+        ),
         ("a policy", |folder| fs::write(folder.join("apparmor.img"), "").unwrap(), "holds apparmor.img"),
     ];
     for (what, fill, part) in table {
@@ -225,8 +246,14 @@ fn a_folder_with_more_than_plain_images() {
 
 #[test]
 fn files_that_are_no_images() {
-    for name in ["inventory.img", "pstree.img", "ids-1.img", "core-7.img", "files.img", "mountpoints-10.img"] {
-        for bytes in [&b""[..], b"12", b"\x19\x43\x56\x54\0\0\0\0\xff\xff\xff\xff", b"\x16\x31\x31\x58\x02\0\0\0\xff\xff"] {
+    for name in ["inventory.img", "pstree.img", "ids-1.img", "core-7.img", "files.img", "mountpoints-10.img"]
+    {
+        for bytes in [
+            &b""[..],
+            b"12",
+            b"\x19\x43\x56\x54\0\0\0\0\xff\xff\xff\xff",
+            b"\x16\x31\x31\x58\x02\0\0\0\xff\xff",
+        ] {
             let folder = tempfile::tempdir().unwrap();
             good().write(folder.path());
             fs::write(folder.path().join(name), bytes).unwrap();

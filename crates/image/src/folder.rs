@@ -24,7 +24,10 @@ impl Images {
         let running = Running::start(&self.0.config.unpacker, theirs)?;
         let talked = (|| {
             let archive = OwnedFd::from(archive);
-            link.send(&Job { compression: Compression::Any }, &[archive.as_fd(), tree.as_fd(), layers.as_fd()])?;
+            link.send(
+                &Job { compression: Compression::Any },
+                &[archive.as_fd(), tree.as_fd(), layers.as_fd()],
+            )?;
             let (mut reply, _) = link.receive::<Reply>()?;
             if matches!(reply, Reply::NeedParents) {
                 // There is nothing below: folders that no entry describes stay as they were made.

@@ -69,7 +69,8 @@ fn take_in(shared: &Shared, order: &Order) -> Result<Option<TakenIn>, PodError> 
     if let Some(archive) = &order.restore {
         let taken = checkpoint::take_in(shared, &order.id, archive, true)?;
         let asked = shared.images.resolve(&order.spec.image.image);
-        let asked = asked.ok_or_else(|| PodError::NotFound { what: "image", id: order.spec.image.image.clone() })?;
+        let asked =
+            asked.ok_or_else(|| PodError::NotFound { what: "image", id: order.spec.image.image.clone() })?;
         if asked.id.to_string() != taken.image() {
             return Err(PodError::State(format!(
                 "container `{}` of the checkpoint ran the image {}, and `{}` is another one",

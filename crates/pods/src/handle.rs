@@ -281,7 +281,8 @@ impl Pods {
             let name = spec.name.clone();
             let made = match self.actor(&id) {
                 Some(actor) => {
-                    let create = |reply| Command::Create { spec: Box::new(spec), restore: Some(archive), reply };
+                    let create =
+                        |reply| Command::Create { spec: Box::new(spec), restore: Some(archive), reply };
                     ask(&actor, create).await
                 }
                 None => Err(PodError::NotFound { what: "pod sandbox", id: id.to_string() }),

@@ -48,8 +48,8 @@ mod user;
 mod view;
 mod volumes;
 
-pub use checkpoint::{Ability, CheckpointConfig, Criu, PodRestore, Restored};
 pub use attach::{AttachCall, Attached, InputCloser, Parting};
+pub use checkpoint::{Ability, CheckpointConfig, Criu, PodRestore, Restored};
 pub use connect::Connection;
 pub use error::{PodError, chain};
 pub use events::{NextEvent, PodEvent, PodEventKind, Subscription};

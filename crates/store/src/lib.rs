@@ -273,7 +273,11 @@ impl Store {
                 let written = append(&path, &line, length);
                 let tail = Tail { generation, length: written.is_ok().then(|| length + line.len() as u64) };
                 self.lock().insert(key, tail);
-                written.map_err(|source| StoreError::Io { doing: "append to", path: path.clone(), source })?;
+                written.map_err(|source| StoreError::Io {
+                    doing: "append to",
+                    path: path.clone(),
+                    source,
+                })?;
                 (path, None)
             }
             _ => {

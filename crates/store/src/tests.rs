@@ -81,7 +81,11 @@ fn a_line_that_was_cut_off_leaves_the_one_before() {
         let store = Store::open(root.path()).unwrap();
         let life = store.load().unwrap().pods[0].0.life;
         // All but the line's end is the line.
-        assert_eq!(life, if cut + 1 < both.len() { PodLife::Ready } else { PodLife::NotReady }, "cut at {cut}");
+        assert_eq!(
+            life,
+            if cut + 1 < both.len() { PodLife::Ready } else { PodLife::NotReady },
+            "cut at {cut}"
+        );
         // What comes next is not glued to what was cut off.
         store.write_pod(&down).unwrap();
         assert_eq!(store.load().unwrap().pods[0].0.life, PodLife::NotReady, "cut at {cut}");

@@ -25,7 +25,8 @@ pub(crate) fn make(crictl: &Crictl) {
     crictl.ok(&["rmi", &locked]);
     let private = crictl.container("private", &locked, "sleep 1000", "");
     crictl.fails(&["create", "--with-pull", &main, &private, &pod], "401");
-    let by_creds = ["create", "--with-pull", "--creds", "anna:secret", "--pull-timeout", "20s", &main, &private, &pod];
+    let by_creds =
+        ["create", "--with-pull", "--creds", "anna:secret", "--pull-timeout", "20s", &main, &private, &pod];
     let private_id = crictl.id(&by_creds);
     crictl.ok(&["rm", &private_id]);
     crictl.ok(&["rmi", &locked]);
@@ -35,10 +36,12 @@ pub(crate) fn make(crictl: &Crictl) {
     crictl.ok(&["rmi", &locked]);
     let run = crictl.pod("run");
     crictl.fails(&["run", "--no-pull", &private, &run], "locked");
-    let ran = crictl.id(&["run", "--with-pull", "--creds", "anna:secret", "--pull-timeout", "20s", &private, &run]);
+    let ran =
+        crictl.id(&["run", "--with-pull", "--creds", "anna:secret", "--pull-timeout", "20s", &private, &run]);
     crictl.says(&["ps"], &[&ran[..13]]);
     crictl.ok(&["rmp", "-f", crictl.ok(&["pods", "-q", "--name", "^run$"]).trim()]);
-    let more = ["run", "--with-pull", "--auth", "YW5uYTpzZWNyZXQ=", "--cancel-timeout", "20s", &private, &run];
+    let more =
+        ["run", "--with-pull", "--auth", "YW5uYTpzZWNyZXQ=", "--cancel-timeout", "20s", &private, &run];
     crictl.id(&more);
     crictl.ok(&["rmp", "-f", crictl.ok(&["pods", "-q", "--name", "^run$"]).trim()]);
     crictl.fails(&["run", "--no-pull", "--runtime", "nothing-like-it", &talks, &run], "nothing-like-it");
@@ -83,11 +86,13 @@ pub(crate) fn lists(crictl: &Crictl) {
 
 pub(crate) fn change(crictl: &Crictl) {
     let talks = find(crictl, "talks");
-    let limits = ["--cpu-period", "50000", "--cpu-quota", "20000", "--cpu-share", "512", "--memory", "67108864"];
+    let limits =
+        ["--cpu-period", "50000", "--cpu-quota", "20000", "--cpu-share", "512", "--memory", "67108864"];
     let more = ["--cpuset-cpus", "0", "--cpuset-mems", "0", "--oom-score-adj", "900"];
     crictl.says(&[&["update"][..], &limits, &more, &[&talks]].concat(), &[&talks]);
     let inspected = crictl.ok(&["inspect", &talks]);
-    for word in ["\"cpuQuota\": \"20000\"", "\"cpuShares\": \"512\"", "\"memoryLimitInBytes\": \"67108864\""] {
+    for word in ["\"cpuQuota\": \"20000\"", "\"cpuShares\": \"512\"", "\"memoryLimitInBytes\": \"67108864\""]
+    {
         assert!(inspected.contains(word), "{word}: {inspected}");
     }
     let (v1, v2) = ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory.max");
@@ -117,7 +122,10 @@ pub(crate) fn logs(crictl: &Crictl) {
     assert_eq!(crictl.ok(&["logs", "--since", "1h", &talks]), "to stdout\n");
     assert_eq!(crictl.ok(&["logs", "--since", "2090-01-01T00:00:00", &talks]), "");
     let stamped = crictl.ok(&["logs", "--timestamps", "--stream", "stdout", &talks]);
-    assert!(stamped.starts_with("20") && stamped.contains("T") && stamped.ends_with("to stdout\n"), "{stamped}");
+    assert!(
+        stamped.starts_with("20") && stamped.contains("T") && stamped.ends_with("to stdout\n"),
+        "{stamped}"
+    );
     let write = || {
         crictl.ok(&["exec", "-s", &talks, "sh", "-c", "kill -USR1 $(cat /pid)"]);
     };
@@ -144,7 +152,9 @@ fn previous(crictl: &Crictl) {
         );
         let id = crictl.id(&["create", &main, &crictl.write("again.json", &text), &pod]);
         crictl.ok(&["start", &id]);
-        wait_for("it ended", LIMIT, || crictl.ok(&["ps", "-q", "--state", "exited", "--id", &id]).contains(&id));
+        wait_for("it ended", LIMIT, || {
+            crictl.ok(&["ps", "-q", "--state", "exited", "--id", &id]).contains(&id)
+        });
         ids.push(id);
     }
     assert_eq!(crictl.ok(&["logs", &ids[1]]), "attempt 2\n");
@@ -160,7 +170,8 @@ pub(crate) fn end(crictl: &Crictl) {
     checkpoint(crictl, &talks);
     crictl.fails(&["rm", &talks], "running");
     crictl.says(&["stop", "--timeout", "10", &talks], &[&talks]);
-    let code = ["inspect", "-o", "go-template", "--template", "{{.status.exitCode}} {{.status.reason}}", &talks];
+    let code =
+        ["inspect", "-o", "go-template", "--template", "{{.status.exitCode}} {{.status.reason}}", &talks];
     assert_eq!(crictl.ok(&code).trim(), "3 Error");
     crictl.ok(&["rm", &talks]);
     let (main, busybox, pod) = (main_pod(crictl), crictl.image("busybox:1"), crictl.pod("main"));
@@ -180,7 +191,8 @@ pub(crate) fn end(crictl: &Crictl) {
 /// Where criu works an archive is written; elsewhere the answer says why not.
 fn checkpoint(crictl: &Crictl, id: &str) {
     let archive = crictl.file("checkpoint.tar");
-    let output = crictl.command(&[], &["checkpoint", "--export", &archive, id]).output().expect("start crictl");
+    let output =
+        crictl.command(&[], &["checkpoint", "--export", &archive, id]).output().expect("start crictl");
     let said = String::from_utf8_lossy(&output.stderr);
     if output.status.success() {
         assert!(std::fs::metadata(&archive).is_ok_and(|meta| meta.len() > 1000), "{said}");

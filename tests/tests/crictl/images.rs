@@ -10,7 +10,16 @@ pub(crate) fn pull(crictl: &Crictl) {
     let locked = format!("{}/locked:1", crictl.locked.host());
     crictl.says(&["pull", &busybox], &["Image is up to date"]);
     let config = crictl.pod("pull");
-    crictl.ok(&["pull", "--pod-config", &config, "--annotation", "why=test", "--pull-timeout", "20s", &other]);
+    crictl.ok(&[
+        "pull",
+        "--pod-config",
+        &config,
+        "--annotation",
+        "why=test",
+        "--pull-timeout",
+        "20s",
+        &other,
+    ]);
     crictl.fails(&["pull", &locked], "401");
     crictl.fails(&["pull", "--creds", "anna:wrong", &locked], "401");
     crictl.ok(&["pull", "--creds", "anna:secret", &locked]);

@@ -101,7 +101,11 @@ impl Crictl {
     fn fails(&self, args: &[&str], word: &str) {
         let output = self.command(&[], args).output().expect("start crictl");
         let said = String::from_utf8_lossy(&output.stderr);
-        assert!(!output.status.success(), "crictl {args:?} works: {}", String::from_utf8_lossy(&output.stdout));
+        assert!(
+            !output.status.success(),
+            "crictl {args:?} works: {}",
+            String::from_utf8_lossy(&output.stdout)
+        );
         assert!(said.contains(word), "crictl {args:?} does not say `{word}`: {said}");
     }
 
@@ -118,7 +122,8 @@ impl Crictl {
     fn watch(&self, args: &[&str], words: &[&str], mut meanwhile: impl FnMut()) {
         let file = self.path("watched");
         let out = fs::File::create(&file).unwrap();
-        let child = self.command(&[], args).stdout(out).stderr(Stdio::inherit()).spawn().expect("start crictl");
+        let child =
+            self.command(&[], args).stdout(out).stderr(Stdio::inherit()).spawn().expect("start crictl");
         let mut child = Ending(child);
         wait_for(&format!("crictl {args:?} says {words:?}"), LIMIT, || {
             meanwhile();
@@ -172,7 +177,8 @@ impl Crictl {
         let used = self.used.borrow();
         let mut missing = Vec::new();
         let top = self.help(&[]);
-        let commands = section(&top, "COMMANDS:").map(|line| words(line).next().unwrap_or_default().to_owned());
+        let commands =
+            section(&top, "COMMANDS:").map(|line| words(line).next().unwrap_or_default().to_owned());
         let commands: Vec<_> = commands.filter(|name| name != "help").collect();
         assert!(commands.len() >= 30, "{top}");
         for name in std::iter::once(String::new()).chain(commands) {
@@ -209,7 +215,8 @@ impl Crictl {
 /// A word without its value, if it is a flag.
 fn flag(word: &str) -> Option<String> {
     let name = word.split('=').next().unwrap_or_default();
-    (name.len() > 1 && name.starts_with('-') && !name[1..].starts_with(char::is_numeric)).then(|| name.to_owned())
+    (name.len() > 1 && name.starts_with('-') && !name[1..].starts_with(char::is_numeric))
+        .then(|| name.to_owned())
 }
 
 /// The names at the beginning of a line of help: `--all, -a  What it does`.

@@ -34,14 +34,19 @@ pub(crate) fn information(crictl: &Crictl) {
     crictl.says(&["info"], &["RuntimeReady", "NetworkReady"]);
     crictl.says(&["info", "-q", "-o", "yaml"], &["conditions:"]);
     let ready = "{{range .status.conditions}}{{.type}}={{.status}} {{end}}";
-    crictl.says(&["info", "-o", "go-template", "--template", ready], &["RuntimeReady=true", "NetworkReady=true"]);
+    crictl.says(
+        &["info", "-o", "go-template", "--template", ready],
+        &["RuntimeReady=true", "NetworkReady=true"],
+    );
     crictl.says(&["runtime-config"], &["cgroup driver:"]);
     crictl.ok(&["update-runtime-config", "--pod-cidr", "10.99.0.0/16"]);
     crictl.says(&["config", "--list"], &["runtime-endpoint"]);
     crictl.ok(&["config", "--set", "debug=false"]);
     crictl.says(&["config", "--get", "timeout"], &["20"]);
     crictl.says(&["completion", "bash"], &["complete"]);
-    for args in [&["runp", "jsonschema"][..], &["pull", "jsonschema"], &["create", "jsonschema", "--container"]] {
+    for args in
+        [&["runp", "jsonschema"][..], &["pull", "jsonschema"], &["create", "jsonschema", "--container"]]
+    {
         crictl.says(args, &["\"properties\""]);
     }
 }

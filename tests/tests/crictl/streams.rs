@@ -85,7 +85,9 @@ impl Screen {
     }
 
     fn wait_for(&self, word: &str) {
-        wait_for(&format!("`{word}` appears: {}", text(&self.file)), LIMIT, || text(&self.file).contains(word));
+        wait_for(&format!("`{word}` appears: {}", text(&self.file)), LIMIT, || {
+            text(&self.file).contains(word)
+        });
     }
 }
 
@@ -161,7 +163,8 @@ pub(crate) fn over_tls(crictl: &Crictl) {
     let pod = crictl.pod("main");
     let main = crictl.id(&["runp", &pod]);
     let more = r#", "stdin": true"#;
-    let script = "(while :; do echo served | nc -l -p 8080; done) & while read line; do echo heard $line; done";
+    let script =
+        "(while :; do echo served | nc -l -p 8080; done) & while read line; do echo heard $line; done";
     let id = crictl.id(&["create", &main, &crictl.container("talks", &busybox, script, more), &pod]);
     crictl.ok(&["start", &id]);
     let (cert, key) = (path("client.crt"), path("client.key"));

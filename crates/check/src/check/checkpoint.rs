@@ -12,10 +12,8 @@ use crate::endpoint::ask;
 use crate::images::PROGRAM;
 use crate::node::{Node, refused, skip};
 
-pub(super) const CASES: &[Case] = &[
-    case!("checkpoint/container", "KT", container),
-    case!("checkpoint/pod", "P", pod),
-];
+pub(super) const CASES: &[Case] =
+    &[case!("checkpoint/container", "KT", container), case!("checkpoint/pod", "P", pod)];
 
 /// An endpoint that cannot says why.
 fn or_skip<T>(answer: Result<T, Status>, what: &str) -> Result<T> {

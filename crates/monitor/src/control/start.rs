@@ -384,8 +384,7 @@ fn start_exec(
     let null = pod.surroundings.null.as_fd();
     let streams = streams.each_ref().map(|stream| stream.as_ref().map_or(null, AsFd::as_fd));
     let pid_namespace = Some(container.pidfd.as_fd());
-    let request =
-        LaunchRequest { plan: &plan, descriptors: &trees, streams, pid_namespace, restorer: None };
+    let request = LaunchRequest { plan: &plan, descriptors: &trees, streams, pid_namespace, restorer: None };
     let launched = launch(pod, &request)?;
     let pid = launched.process.pid;
     pod.execs.push(Exec {

@@ -42,7 +42,9 @@ impl Actor {
                 Life::Running { .. } => {
                     Ok(Subject { record: container.record.clone(), life: container.life.clone() })
                 }
-                _ => Err(PodError::State(format!("container {id} is not running: there is nothing to write"))),
+                _ => {
+                    Err(PodError::State(format!("container {id} is not running: there is nothing to write")))
+                }
             }
         };
         let subjects: Vec<Subject> = ids.iter().map(subject).collect::<Result<_, _>>()?;

@@ -6,7 +6,12 @@ use crate::view::ContainerView;
 impl Actor {
     // --- create ---------------------------------------------------------------------------------------------------
 
-    pub(super) fn create(&mut self, spec: ContainerSpec, restore: Option<PathBuf>, reply: Reply<ContainerId>) {
+    pub(super) fn create(
+        &mut self,
+        spec: ContainerSpec,
+        restore: Option<PathBuf>,
+        reply: Reply<ContainerId>,
+    ) {
         match self.begin_create(spec, restore, reply) {
             Ok(()) => {}
             Err((error, reply)) => drop(reply.send(Err(error))),

@@ -80,7 +80,8 @@ impl Nameless {
             Ok(file) => Ok(Nameless { file: file.into(), named: None }),
             Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::ISDIR) => {
                 let named = beside(location);
-                let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::WRONLY | OFlags::CLOEXEC;
+                let flags =
+                    OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::WRONLY | OFlags::CLOEXEC;
                 let file = rustix::fs::open(&named, flags, mode)?;
                 Ok(Nameless { file: file.into(), named: Some(named) })
             }
@@ -129,7 +130,12 @@ pub(super) fn write_diff(upper: &Path, to: &Path) -> io::Result<()> {
     out.into_inner()?.flush()
 }
 
-fn append(out: &mut tar::Builder<impl io::Write>, folder: &Path, name: &Path, depth: usize) -> io::Result<()> {
+fn append(
+    out: &mut tar::Builder<impl io::Write>,
+    folder: &Path,
+    name: &Path,
+    depth: usize,
+) -> io::Result<()> {
     if depth > MAX_DEPTH {
         return Err(io::Error::other(format!("folders are nested more than {MAX_DEPTH} deep")));
     }

@@ -179,8 +179,10 @@ async fn capture(
         let (images, version) = (folder.join(facts::IMAGES), criu.version.clone());
         blocking("look at the container", move || {
             make_private(&images).map_err(doing("make a folder for the checkpoint"))?;
-            let stored: Stored =
-                shared.store.read_config(&record.pod, &record.id).map_err(doing("read the container's spec"))?;
+            let stored: Stored = shared
+                .store
+                .read_config(&record.pod, &record.id)
+                .map_err(doing("read the container's spec"))?;
             let compiled = crate::create::compile(&shared, &spec, &record, &stored)?;
             look(pid, &compiled.plan, &version).map(|(own, external)| (stored, own, external))
         })
@@ -213,7 +215,8 @@ async fn capture(
     let network = pod.network.as_ref().map_or(String::new(), |network| network.result.clone());
     blocking("write the changed files", move || {
         archive::write_diff(&upper, &folder.join(facts::DIFF)).map_err(doing("write the changed files"))?;
-        facts::write(&folder, &record, &stored, &life, &network, &own).map_err(doing("describe the checkpoint"))
+        facts::write(&folder, &record, &stored, &life, &network, &own)
+            .map_err(doing("describe the checkpoint"))
     })
     .await
 }
@@ -227,16 +230,20 @@ fn freezer_path(shared: &Shared, record: &ContainerRecord) -> Result<String, Pod
     });
     let path = folder.map(|folder| format!("{folder}/{}", record.cgroup));
     path.filter(|path| Path::new(path).join("cgroup.freeze").exists()).ok_or_else(|| {
-        PodError::Unsupported("checkpoints need cgroup v2 mounted below /sys/fs/cgroup, for criu to hold processes still".into())
+        PodError::Unsupported(
+            "checkpoints need cgroup v2 mounted below /sys/fs/cgroup, for criu to hold processes still"
+                .into(),
+        )
     })
 }
 
 /// Mount points of a plan, as paths of the request.
 pub(super) fn targets(plan: &LaunchPlan) -> impl Iterator<Item = &std::ffi::CStr> {
     plan.steps.iter().filter_map(|step| match step {
-        Step::Mount { target: path, .. } | Step::Mask { path } | Step::ReadOnly { path } | Step::Keep { path } => {
-            Some(path.as_c_str())
-        }
+        Step::Mount { target: path, .. }
+        | Step::Mask { path }
+        | Step::ReadOnly { path }
+        | Step::Keep { path } => Some(path.as_c_str()),
         _ => None,
     })
 }
@@ -273,7 +280,8 @@ pub(super) fn last_errors(log: &Path) -> String {
     if std::fs::metadata(log).map_or(true, |meta| meta.len() > MAX_LOG) {
         return String::new();
     }
-    let text = std::fs::read(log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+    let text =
+        std::fs::read(log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
     let lines: Vec<&str> = text.lines().filter(|line| line.contains("Error (")).collect();
     let last: Vec<&str> = lines.iter().rev().take(LINES).rev().map(|line| line.trim()).collect();
     if last.is_empty() { String::new() } else { format!(" (criu: {})", last.join("; ")) }

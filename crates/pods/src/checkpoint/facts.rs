@@ -106,7 +106,8 @@ pub(super) fn write(
     if let Some(spec) = spec.as_object_mut() {
         let annotations = spec.entry("annotations").or_insert_with(|| json!({}));
         if let Some(annotations) = annotations.as_object_mut() {
-            annotations.insert("io.kubernetes.cri.container-name".to_owned(), record.spec.name.clone().into());
+            annotations
+                .insert("io.kubernetes.cri.container-name".to_owned(), record.spec.name.clone().into());
         }
     }
     let started_at = match life {
@@ -145,7 +146,8 @@ impl Unpacked<'_> {
     pub(super) fn open(&self, name: &str) -> Result<File, PodError> {
         let what = || format!("read {name} of the checkpoint");
         let open = |flags: OFlags| -> io::Result<rustix::fd::OwnedFd> {
-            let folder = rustix::fs::open(self.0, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+            let folder =
+                rustix::fs::open(self.0, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
             let inside = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
             let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW;
             Ok(openat2(&folder, name, flags, Mode::empty(), inside)?)
@@ -165,7 +167,9 @@ impl Unpacked<'_> {
         let mut file = self.open(name)?.take(MAX_FILE + 1);
         file.read_to_end(&mut text).map_err(doing(format!("read {name} of the checkpoint")))?;
         if text.len() as u64 > MAX_FILE {
-            return Err(PodError::Invalid(format!("{name} of the checkpoint is longer than {MAX_FILE} bytes")));
+            return Err(PodError::Invalid(format!(
+                "{name} of the checkpoint is longer than {MAX_FILE} bytes"
+            )));
         }
         serde_json::from_slice(&text)
             .map_err(|error| PodError::Invalid(format!("{name} of the checkpoint makes no sense: {error}")))
@@ -188,7 +192,9 @@ impl Unpacked<'_> {
         // Keys for criu: its own words, and of each kind one form.
         let known = |key: &String| key.is_empty() || key.starts_with("pipe:[") || key.starts_with("file[");
         if !own.descriptors.iter().all(known) {
-            return Err(PodError::Invalid(format!("{OWN} of the checkpoint names descriptors that there are not")));
+            return Err(PodError::Invalid(format!(
+                "{OWN} of the checkpoint names descriptors that there are not"
+            )));
         }
         Ok(own)
     }

@@ -63,7 +63,9 @@ pub struct Restored {
 pub(crate) fn check_output(output: &Path) -> Result<(), PodError> {
     let invalid = |why: &str| Err(PodError::Invalid(format!("output_path: {} {why}", output.display())));
     match fs::symlink_metadata(output) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return invalid("is not there; the caller makes it"),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return invalid("is not there; the caller makes it");
+        }
         Err(error) => return Err(doing(format!("look at {}", output.display()))(error)),
         Ok(meta) if !meta.is_dir() => return invalid("is no folder"),
         Ok(_) => {}
@@ -81,12 +83,17 @@ pub(super) fn write(
     deadline: Option<Instant>,
 ) -> Result<(), PodError> {
     check_output(output)?;
-    let containers: BTreeMap<String, String> =
-        names.iter().enumerate().map(|(number, name)| (name.clone(), format!("container-{number}.tar"))).collect();
+    let containers: BTreeMap<String, String> = names
+        .iter()
+        .enumerate()
+        .map(|(number, name)| (name.clone(), format!("container-{number}.tar")))
+        .collect();
     let fill = || -> Result<(), PodError> {
         for number in 0..names.len() {
             if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-                return Err(PodError::Deadline("the pod was not written within the call's deadline; it goes on".into()));
+                return Err(PodError::Deadline(
+                    "the pod was not written within the call's deadline; it goes on".into(),
+                ));
             }
             archive::write(&work.join(number.to_string()), &output.join(format!("container-{number}.tar")))?;
         }
@@ -95,7 +102,9 @@ pub(super) fn write(
             "id": pod.id.to_string(), "name": metadata.name, "namespace": metadata.namespace, "uid": metadata.uid,
             "runtime": "bowline", "boot": pod.boot,
         });
-        let write = |name: &str, text: String| fs::write(output.join(name), text).map_err(doing(format!("write {name}")));
+        let write = |name: &str, text: String| {
+            fs::write(output.join(name), text).map_err(doing(format!("write {name}")))
+        };
         write(DUMP, dump.to_string())?;
         // Last: a folder without it is no checkpoint.
         let options = Options { version: VERSION, containers: containers.clone() };
@@ -116,7 +125,10 @@ pub(crate) fn read_pod(
 ) -> Result<Vec<PathBuf>, PodError> {
     may_restore(config, &format!("{} is a checkpoint", folder.display()))?;
     if !folder.join(OPTIONS).exists() {
-        return Err(PodError::Invalid(format!("checkpoint_path: {} holds no checkpoint of a pod", folder.display())));
+        return Err(PodError::Invalid(format!(
+            "checkpoint_path: {} holds no checkpoint of a pod",
+            folder.display()
+        )));
     }
     let options: Options = Unpacked(folder).read(OPTIONS)?;
     if options.version != VERSION {
@@ -126,7 +138,8 @@ pub(crate) fn read_pod(
     let names: Vec<&str> = wanted.iter().map(|spec| spec.name.as_str()).collect();
     let missing = options.containers.keys().find(|name| !names.contains(&name.as_str()));
     if let Some(name) = missing {
-        let text = format!("container_configs: the checkpoint has container `{name}`, and the request has not");
+        let text =
+            format!("container_configs: the checkpoint has container `{name}`, and the request has not");
         return Err(PodError::Invalid(text));
     }
     if wanted.len() > MAX_CONTAINERS {

@@ -38,7 +38,9 @@ pub enum Ability {
 pub(super) async fn probe(wanted: Option<PathBuf>) -> Result<Arc<Criu>, String> {
     let path = match wanted {
         Some(path) => path,
-        None => find().ok_or("there is no `criu` in the daemon's PATH; install it, or name it with `criu` below [checkpoint]")?,
+        None => find().ok_or(
+            "there is no `criu` in the daemon's PATH; install it, or name it with `criu` below [checkpoint]",
+        )?,
     };
     let said = ask(&path, "--version").await?;
     let version = version(&said).ok_or_else(|| format!("{} tells no version", path.display()))?;
@@ -47,7 +49,8 @@ pub(super) async fn probe(wanted: Option<PathBuf>) -> Result<Arc<Criu>, String> 
 }
 
 fn find() -> Option<PathBuf> {
-    let folders = std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/sbin:/usr/sbin:/sbin:/usr/bin".into());
+    let folders =
+        std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/sbin:/usr/sbin:/sbin:/usr/bin".into());
     std::env::split_paths(&folders)
         .filter(|folder| folder.is_absolute())
         .map(|folder| folder.join("criu"))
@@ -74,7 +77,7 @@ async fn ask(path: &Path, word: &str) -> Result<String, String> {
 /// The last line that tells of an error, else the last line.
 fn last_words(text: &str) -> String {
     let lines = || text.lines().map(str::trim).filter(|line| !line.is_empty());
-    let line = lines().rfind(|line| line.contains("Error")).or_else(|| lines().last());
+    let line = lines().rfind(|line| line.contains("Error")).or_else(|| lines().next_back());
     line.map(|line| format!(": {}", line.chars().take(MAX_TEXT).collect::<String>())).unwrap_or_default()
 }
 
@@ -100,7 +103,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let table = [
             ("exit 1", "failed (exit status: 1)"),
-            ("[ $1 = check ] || { echo Version: 4.1; exit; }; echo 'Error (x.c:1): no such kernel'; exit 1", "no such kernel"),
+            (
+                "[ $1 = check ] || { echo Version: 4.1; exit; }; echo 'Error (x.c:1): no such kernel'; exit 1",
+                "no such kernel",
+            ),
             ("[ $1 = check ] || { echo Version: 4.1; exit; }; kill -ABRT $$", "SIGABRT"),
             ("echo hello", "tells no version"),
         ];

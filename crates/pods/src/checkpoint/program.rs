@@ -60,7 +60,8 @@ pub(super) async fn start(
 
 fn plan(criu: &Criu) -> Result<LaunchPlan, PodError> {
     // All that we have: so has the monitor.
-    let own = bowline_linux::process::capabilities::current(LAST).map_err(doing("look at our own capabilities"))?;
+    let own =
+        bowline_linux::process::capabilities::current(LAST).map_err(doing("look at our own capabilities"))?;
     let (_, permitted, bounding) = own;
     Ok(LaunchPlan {
         argv: argv(criu)?,

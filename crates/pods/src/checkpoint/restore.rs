@@ -52,7 +52,12 @@ pub(crate) struct TakenIn {
 }
 
 /// Unpacks an archive. `pod`: it is part of a pod's.
-pub(crate) fn take_in(shared: &Shared, id: &ContainerId, archive: &Path, pod: bool) -> Result<TakenIn, PodError> {
+pub(crate) fn take_in(
+    shared: &Shared,
+    id: &ContainerId,
+    archive: &Path,
+    pod: bool,
+) -> Result<TakenIn, PodError> {
     may_restore(&shared.config.checkpoint, &format!("{} is a checkpoint", archive.display()))?;
     let what = || format!("read the checkpoint {}", archive.display());
     let file = open(archive)?;
@@ -82,7 +87,8 @@ pub(crate) fn take_in(shared: &Shared, id: &ContainerId, archive: &Path, pod: bo
 /// Opens a plain file of the host's; anything else could make us wait.
 fn open(archive: &Path) -> Result<File, PodError> {
     let what = format!("open the checkpoint {}", archive.display());
-    let open = |flags| rustix::fs::open(archive, flags | OFlags::CLOEXEC, Mode::empty()).map_err(io::Error::from);
+    let open =
+        |flags| rustix::fs::open(archive, flags | OFlags::CLOEXEC, Mode::empty()).map_err(io::Error::from);
     let place = match open(OFlags::PATH) {
         Ok(place) => place,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -92,7 +98,10 @@ fn open(archive: &Path) -> Result<File, PodError> {
     };
     let stat = rustix::fs::fstat(&place).map_err(io::Error::from).map_err(doing(what.clone()))?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-        return Err(PodError::Invalid(format!("{} is no file, so it is no checkpoint archive", archive.display())));
+        return Err(PodError::Invalid(format!(
+            "{} is no file, so it is no checkpoint archive",
+            archive.display()
+        )));
     }
     open(OFlags::RDONLY | OFlags::NONBLOCK).map(File::from).map_err(doing(what))
 }
@@ -120,7 +129,10 @@ impl TakenIn {
         let folder = shared.store.container_folder(&record.pod, &record.id);
         let diff = Unpacked(&archive).open(facts::DIFF)?;
         let upper = folder.join("upper");
-        shared.images.unpack_archive(diff, &upper).map_err(doing("unpack the changed files of the checkpoint"))?;
+        shared
+            .images
+            .unpack_archive(diff, &upper)
+            .map_err(doing("unpack the changed files of the checkpoint"))?;
         let place = || -> io::Result<()> {
             let to = folder.join(FOLDER);
             super::make_private(&to)?;
@@ -147,7 +159,8 @@ impl TakenIn {
         let environment = |spec: &bowline_model::runtime_spec::Spec| -> BTreeSet<Vec<u8>> {
             let lines = spec.process.as_ref().map(|process| process.env.clone()).unwrap_or_default();
             // Ours, from the pod's name.
-            let lines = lines.iter().map(|line| line.as_bytes()).filter(|line| !line.starts_with(b"HOSTNAME="));
+            let lines =
+                lines.iter().map(|line| line.as_bytes()).filter(|line| !line.starts_with(b"HOSTNAME="));
             lines.map(<[u8]>::to_vec).collect()
         };
         if self.strict && environment(&spec) != environment(&stored.spec) {
@@ -159,7 +172,8 @@ impl TakenIn {
 
 /// Judges images by what a plan allows.
 fn judged(images: &Path, own: &Own, plan: &LaunchPlan) -> Result<Judged, PodError> {
-    let wanted: BTreeSet<String> = dump::targets(plan).map(|path| path.to_string_lossy().into_owned()).collect();
+    let wanted: BTreeSet<String> =
+        dump::targets(plan).map(|path| path.to_string_lossy().into_owned()).collect();
     let mounts = facts::asked_for(own, &wanted)?;
     let credentials = &plan.credentials;
     let changes = !credentials.no_new_privs || credentials.bounding & (SETUID | SETGID) != 0;
@@ -176,7 +190,9 @@ fn judged(images: &Path, own: &Own, plan: &LaunchPlan) -> Result<Judged, PodErro
         Objection::NotAllowed(_) => PodError::State(objection.to_string()),
     })?;
     if judged.mounts != mounts {
-        return Err(PodError::Invalid("the mounts of the checkpoint are not those that it says it has".into()));
+        return Err(PodError::Invalid(
+            "the mounts of the checkpoint are not those that it says it has".into(),
+        ));
     }
     Ok(judged)
 }
@@ -221,7 +237,8 @@ pub(crate) async fn bring_back(
     descriptors.extend([mounts.as_fd(), theirs.as_fd(), output.as_fd()]);
     descriptors.extend(opened.trees);
     let request = request(&criu, launch, &place, &own)?;
-    let (answer, _) = monitor.call(Request::Restore { restore: request }, &descriptors).await.map_err(doing(what))?;
+    let (answer, _) =
+        monitor.call(Request::Restore { restore: request }, &descriptors).await.map_err(doing(what))?;
     let (restorer, numbers) = match answer {
         Answer::Restoring { pid, stdin, stdout, stderr } => (pid, [stdin, stdout, stderr]),
         Answer::Failed { stage, detail, errno, text } => {
@@ -300,7 +317,12 @@ impl Restoring {
             images: images.as_fd(),
             work: work.as_fd(),
             root: at("root".into()),
-            mounts: own.mounts.keys().enumerate().map(|(index, point)| (point.clone(), at(index.to_string()))).collect(),
+            mounts: own
+                .mounts
+                .keys()
+                .enumerate()
+                .map(|(index, point)| (point.clone(), at(index.to_string())))
+                .collect(),
             descriptors: descriptors(own, numbers),
         };
         let result = service.restore(&wish, PATIENCE, |notice| self.hear(handle, notice));
@@ -312,9 +334,9 @@ impl Restoring {
                 }
                 Ok(started)
             }
-            (_, Some(objection), _) => {
-                Err(PodError::State(format!("what the checkpoint restores is not what was asked for: {objection}")))
-            }
+            (_, Some(objection), _) => Err(PodError::State(format!(
+                "what the checkpoint restores is not what was asked for: {objection}"
+            ))),
             (result, None, _) => {
                 self.kill();
                 let log = dump::last_errors(&folder.join("restore.log"));

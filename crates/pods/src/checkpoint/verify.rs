@@ -112,7 +112,8 @@ fn parse(line: &str) -> Option<Mount> {
     let id = front.next()?.parse().ok()?;
     let point = front.nth(3)?;
     // Space, tab, newline and backslash are written as octal.
-    let point = point.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\");
+    let point =
+        point.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\");
     Some(Mount { id, point, kind: back.split(' ').next()?.to_owned() })
 }
 
@@ -144,7 +145,8 @@ pub(super) fn check(first: i32, pids: &[i32], monitor: i32, plan: &LaunchPlan) -
     if !pids.contains(&first) {
         return Err("its first process is not in its cgroup".into());
     }
-    let namespace = |pid: i32, name: &str| fs::metadata(format!("/proc/{pid}/ns/{name}")).map(|meta| meta.ino());
+    let namespace =
+        |pid: i32, name: &str| fs::metadata(format!("/proc/{pid}/ns/{name}")).map(|meta| meta.ino());
     let own = |name| fs::metadata(format!("/proc/self/ns/{name}")).map(|meta| meta.ino());
     for pid in pids {
         for name in ["net", "ipc", "uts", "user", "cgroup", "mnt", "pid"] {
@@ -167,14 +169,18 @@ pub(super) fn check(first: i32, pids: &[i32], monitor: i32, plan: &LaunchPlan) -
 fn rights(pid: i32, plan: &LaunchPlan) -> Result<(), String> {
     let text = fs::read_to_string(format!("/proc/{pid}/status"))
         .map_err(|error| format!("process {pid} cannot be looked at: {error}"))?;
-    let value = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).map(str::trim).unwrap_or("");
+    let value =
+        |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).map(str::trim).unwrap_or("");
     if value("State:").starts_with('Z') {
         return Ok(());
     }
     for name in ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"] {
-        let set = u64::from_str_radix(value(name), 16).map_err(|_| format!("{name} of process {pid} makes no sense"))?;
+        let set = u64::from_str_radix(value(name), 16)
+            .map_err(|_| format!("{name} of process {pid} makes no sense"))?;
         if set & !plan.credentials.bounding != 0 {
-            return Err(format!("process {pid} has more capabilities than the request gives ({name} {set:x})"));
+            return Err(format!(
+                "process {pid} has more capabilities than the request gives ({name} {set:x})"
+            ));
         }
     }
     if plan.credentials.no_new_privs && value("NoNewPrivs:") != "1" {
@@ -209,7 +215,8 @@ fn mounts(tree: &Tree, plan: &LaunchPlan) -> Result<(), String> {
                 }
             },
             Step::Attributes { path, attr_set, .. } => match flags_at(path).map_err(seen)? {
-                Some((_, flags)) if flags.contains(StatVfsMountFlags::from_bits_truncate(attr_set & 0xf)) => {}
+                Some((_, flags)) if flags.contains(StatVfsMountFlags::from_bits_truncate(attr_set & 0xf)) => {
+                }
                 _ => return wrong(path, "is mounted with fewer restrictions than the request has"),
             },
             Step::ReadOnly { path } => match flags_at(path).map_err(seen)? {
@@ -217,10 +224,8 @@ fn mounts(tree: &Tree, plan: &LaunchPlan) -> Result<(), String> {
                 Some((true, flags)) if flags.contains(StatVfsMountFlags::RDONLY) => {}
                 Some(_) => return wrong(path, "is not read-only"),
             },
-            Step::Mask { path } => {
-                if !is_masked(tree, path).map_err(seen)? {
-                    return wrong(path, "is not masked");
-                }
+            Step::Mask { path } if !is_masked(tree, path).map_err(seen)? => {
+                return wrong(path, "is not masked");
             }
             _ => {}
         }
