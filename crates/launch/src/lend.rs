@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use bowline_linux::clone::{self, ns};
 use bowline_linux::exec::{self, StringArray};
-use bowline_linux::mount::attr;
+use bowline_linux::mount::{self, Change, attr};
 use bowline_linux::process;
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::{Errno, FdFlags};
@@ -53,6 +53,12 @@ pub(crate) fn hand_over(prepared: &Prepared<'_>, restorer: &Restorer<'_>, root: 
         let _ = part.set(detached(found.as_fd()).map_err(failed(index))?);
     }
     let tree = detached(root).map_err(failed(1))?;
+    if prepared.request.plan.readonly_root {
+        // criu binds the root as it finds it. It pivots by way of /tmp, and would have to make a folder without one.
+        root::find_or_make(root, c"/tmp", Make::Dir).map_err(failed(13))?;
+        let change = Change { set: attr::RDONLY, ..Change::default() };
+        mount::change(tree.as_fd(), &change).map_err(io_at(Stage::Lend, 14))?;
+    }
 
     clone::join(restorer.mounts, ns::MOUNT).map_err(io_at(Stage::Lend, 2))?;
     clone::unshare(ns::MOUNT).map_err(io_at(Stage::Lend, 3))?;

@@ -15,7 +15,7 @@ use crate::build;
 const INIT: &str = include_str!("guest/init.sh");
 const RUN: &str = include_str!("guest/run.sh");
 /// criu and what it links that few machines have installed.
-const CRIU: [&str; 12] = [
+const CRIU: [&str; 20] = [
     "criu",
     "libprotobuf-c1",
     "libnet1",
@@ -28,6 +28,14 @@ const CRIU: [&str; 12] = [
     "libjansson4",
     "libxtables12",
     "libgmp10",
+    "libgnutls30",
+    "libnettle8",
+    "libhogweed6",
+    "libp11-kit0",
+    "libidn2-0",
+    "libtasn1-6",
+    "libunistring2",
+    "libffi8",
 ];
 
 /// A disk image that goes when it is dropped.

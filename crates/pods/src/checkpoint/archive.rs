@@ -204,7 +204,7 @@ mod tests {
         );
         let to = folder.path().join("diff.tar");
         write_diff(&upper, &to).unwrap();
-        let mut wanted = vec!["etc/", "etc/new/", "etc/new/file", "link"];
+        let mut wanted = vec!["etc", "etc/new", "etc/new/file", "link"];
         if whiteout.is_ok() {
             wanted.insert(1, "etc/.wh.gone");
         }
