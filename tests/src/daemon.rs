@@ -31,6 +31,27 @@ pub fn own_program(name: &str) -> PathBuf {
     found.unwrap_or_else(|| panic!("build {name} first: cargo build -p bowline-tests --bins"))
 }
 
+/// A program of ours in Go, built from the folder `tests/<name>` in one of the user's cache. `None` without `go`.
+pub fn go_program(name: &str) -> Option<PathBuf> {
+    if Command::new("go").arg("version").output().is_err() {
+        println!("SKIPPED: there is no `go` on PATH, so {name} is left out");
+        return None;
+    }
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(Into::into);
+    let home = || std::env::home_dir().map(|home| home.join(".cache"));
+    let folder: PathBuf = cache.or_else(home).unwrap_or_else(std::env::temp_dir);
+    let folder = folder.join("bowline-tests").join(name);
+    fs::create_dir_all(&folder).expect("make a folder to build in");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
+    for file in ["main.go", "go.mod", "go.sum"] {
+        fs::copy(source.join(file), folder.join(file)).expect("copy the sources");
+    }
+    let built = Command::new("go").args(["build", "-o", name, "."]).current_dir(&folder).output();
+    let built = built.expect("run go");
+    assert!(built.status.success(), "go build: {}", String::from_utf8_lossy(&built.stderr));
+    Some(folder.join(name))
+}
+
 /// A daemon with everything of its own.
 pub struct Daemon {
     folder: tempfile::TempDir,

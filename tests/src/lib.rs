@@ -7,7 +7,7 @@ mod daemon;
 mod inventory;
 mod pods;
 
-pub use daemon::{Daemon, own_program, programs};
+pub use daemon::{Daemon, go_program, own_program, programs};
 pub use inventory::Inventory;
 pub use pods::{Client, Runtime, container, pod};
 

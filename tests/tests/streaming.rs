@@ -12,7 +12,7 @@ use bowline_cri_proto::v1;
 use bowline_streaming::client::{self, Command, Driver, Transport, Wanted};
 use bowline_streaming::spdy::{self, Handle, Headers, Role};
 use bowline_streaming::{Activity, Gone, Hangup, Incoming, Outcome};
-use bowline_tests::{Client, Daemon, Inventory, container, pod, wait_for};
+use bowline_tests::{Client, Daemon, Inventory, container, go_program, pod, wait_for};
 use bytes::Bytes;
 
 const ALL: Wanted = Wanted { stdin: true, stdout: true, stderr: true, terminal: false };
@@ -552,32 +552,11 @@ fn make_certificate(folder: &Path) {
     fs::write(folder.join("tls.key"), made.signing_key.serialize_pem()).unwrap();
 }
 
-/// Kubernetes' own client library, built from `tests/second-client` in a folder of the user's cache. `None` without `go`.
-fn second_client() -> Option<std::path::PathBuf> {
-    use std::process::Command;
-    if Command::new("go").arg("version").output().is_err() {
-        println!("there is no `go` on PATH: the second client is left out");
-        return None;
-    }
-    let cache = std::env::var_os("XDG_CACHE_HOME").map(Into::into);
-    let home = || std::env::home_dir().map(|home| home.join(".cache"));
-    let folder: std::path::PathBuf = cache.or_else(home).unwrap_or_else(std::env::temp_dir);
-    let folder = folder.join("bowline-tests/second-client");
-    fs::create_dir_all(&folder).unwrap();
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("second-client");
-    for name in ["main.go", "go.mod", "go.sum"] {
-        fs::copy(source.join(name), folder.join(name)).unwrap();
-    }
-    let built = Command::new("go").args(["build", "-o", "second-client", "."]).current_dir(&folder).output();
-    let built = built.unwrap();
-    assert!(built.status.success(), "go build: {}", String::from_utf8_lossy(&built.stderr));
-    Some(folder.join("second-client"))
-}
-
 #[test]
 fn the_second_client_gets_along_with_us() {
     use std::io::BufRead as _;
-    let Some(program) = second_client() else { return };
+    // Kubernetes' own client library.
+    let Some(program) = go_program("second-client") else { return };
     // On the host's network, so that the server can be one that takes twenty connections at once; busybox' loses some.
     let mut node = Node::start_with(|config| {
         let security = config.linux.get_or_insert_default().security_context.get_or_insert_default();

@@ -107,10 +107,11 @@ impl Splitter {
         }
     }
 
-    /// The stream has ended: what is left becomes the last line, whole.
+    /// The stream has ended. What is left is a part of a line that never ended, as with containerd: readers add no newline
+    /// to it (k8s.io/cri-client, pkg/logs, `parseCRILog`).
     pub fn finish(&mut self, time: i64, stamper: &mut Stamper, out: &mut Vec<u8>) {
         if !self.pending.is_empty() {
-            self.emit(&[], b" F ", time, stamper, out);
+            self.emit(&[], b" P ", time, stamper, out);
         }
     }
 
@@ -158,7 +159,7 @@ mod tests {
 
     #[test]
     fn lines_arrive_in_any_pieces() {
-        let want = vec!["stdout F one", "stdout F ", "stdout F two"];
+        let want = vec!["stdout F one", "stdout F ", "stdout P two"];
         assert_eq!(records(&[b"one\n\ntwo\n"]), want);
         assert_eq!(records(&[b"o", b"ne", b"\n", b"\nt", b"wo"]), want);
     }
