@@ -121,6 +121,7 @@ wire_enum! {
             restore: Restore,
         },
         /// The first process of a container that criu brings back, before it is let go. Answered with [`Answer::Launched`].
+        /// Said again once it was looked at; until then the container ends with the connection.
         Restored = 16 {
             /// Which.
             container: Id,

@@ -76,6 +76,9 @@ pub struct Container {
     pub terminal: Option<OwnedFd>,
     /// criu brings it back: the numbers under which that has its standard streams.
     pub restored_with: Option<[i32; 3]>,
+    /// criu has brought it back, and the daemon on this connection has not looked at it yet. It ends with that connection:
+    /// criu lets it go whether anybody looks or not.
+    pub unseen: Option<PeerId>,
 }
 
 /// Who waits for an attachment.

@@ -167,6 +167,7 @@ impl Control {
 
     fn lose(&mut self, id: PeerId) {
         self.peers.remove(id);
+        self.end_unseen(id);
         if id == self.parent && !self.committed {
             self.ending = true;
         }

@@ -110,9 +110,14 @@ impl Control {
             return Answer::Refused { why: Refusal::Unknown };
         }
         let Some(container) = pod.find(id) else { return Answer::Refused { why: Refusal::Unknown } };
-        if !matches!(container.life, Life::Restoring { .. }) {
-            return Answer::Refused { why: Refusal::Order };
-        }
+        let peer = match container.life {
+            Life::Restoring { peer } => peer,
+            // Said again: now it was looked at.
+            Life::Running if container.pid == pid && container.unseen.take().is_some() => {
+                return Answer::Launched { pid, started_at: container.started_at };
+            }
+            _ => return Answer::Refused { why: Refusal::Order },
+        };
         let process = Pid::from_raw(pid).ok_or(rustix::io::Errno::SRCH);
         let pidfd = match process.and_then(|process| pidfd_open(process, PidfdFlags::empty())) {
             Ok(pidfd) => pidfd,
@@ -121,12 +126,24 @@ impl Control {
         container.pid = pid;
         container.pidfd = pidfd;
         container.life = Life::Running;
+        container.unseen = Some(peer);
         container.started_at = now();
         let slot = Slot { container: *id, pid, started_at: container.started_at, exit: None };
         let (number, started_at) = (container.slot, container.started_at);
         // As with every start: written again at the exit.
         let _ = pod.surroundings.exits.write(number, &slot);
         Answer::Launched { pid, started_at }
+    }
+
+    /// A daemon is gone: what it has not looked at must not run.
+    pub(super) fn end_unseen(&mut self, peer: PeerId) {
+        let Some(pod) = &mut self.pod else { return };
+        for at in 0..pod.containers.len() {
+            if pod.containers[at].unseen == Some(peer) {
+                pod.containers[at].unseen = None;
+                pod.kill_processes(at);
+            }
+        }
     }
 
     /// Whether the child that ended was criu, on the way to a container that is not there yet: what there is of it goes.

@@ -345,6 +345,7 @@ fn keep(
         input_of: None,
         terminal: None,
         restored_with: None,
+        unseen: None,
     };
     if plan.terminal {
         container.log = log;

@@ -351,8 +351,9 @@ impl Restoring {
 
     fn hear(&mut self, handle: &tokio::runtime::Handle, notice: Notice) -> bool {
         let heard = match notice {
-            Notice::Restored(pid) => self.adopt(handle, pid),
-            Notice::Resuming => self.look(),
+            Notice::Restored(pid) => self.tell(handle, pid),
+            // Said twice, it tells the monitor that it may outlive us.
+            Notice::Resuming => self.look().and_then(|pid| self.tell(handle, pid)),
             Notice::Other => Ok(()),
         };
         match heard {
@@ -367,7 +368,7 @@ impl Restoring {
     }
 
     /// From here on the monitor knows whose exit it is.
-    fn adopt(&mut self, handle: &tokio::runtime::Handle, pid: i32) -> Result<(), String> {
+    fn tell(&mut self, handle: &tokio::runtime::Handle, pid: i32) -> Result<(), String> {
         let request = Request::Restored { container: *self.record.id.as_bytes(), pid };
         match handle.block_on(self.monitor.call(request, &[])) {
             Ok((Answer::Launched { pid, started_at }, _)) => {
@@ -379,7 +380,7 @@ impl Restoring {
         }
     }
 
-    fn look(&self) -> Result<(), String> {
+    fn look(&self) -> Result<i32, String> {
         let first = self.started.as_ref().ok_or("its first process was not told of")?.pid;
         let pids = self.pids().map_err(|error| format!("its cgroup cannot be read: {error}"))?;
         let monitor = parent(first).ok_or("its first process is gone")?;
@@ -390,7 +391,7 @@ impl Restoring {
                     .map_err(|error| format!("its oom_score_adj cannot be set: {error}"))?;
             }
         }
-        Ok(())
+        Ok(first)
     }
 
     fn pids(&self) -> io::Result<Vec<i32>> {
