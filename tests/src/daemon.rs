@@ -173,6 +173,11 @@ impl Daemon {
         self.folder.path().join("state/bowline.sock")
     }
 
+    /// Where NRI plugins connect.
+    pub fn nri_socket(&self) -> PathBuf {
+        self.folder.path().join("state/nri.sock")
+    }
+
     /// The folder of everything.
     pub fn folder(&self) -> &Path {
         self.folder.path()
@@ -196,13 +201,29 @@ impl Daemon {
             let _ = cni.reap();
             let _ = cni.remove_networks();
         }
-        let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        let hierarchies = text.lines().filter(|line| line.contains(" - cgroup"));
-        for hierarchy in hierarchies.filter_map(|line| line.split(' ').nth(4)) {
-            let folder = Path::new(hierarchy).join("bowline").join(&instance);
-            let _ = fs::remove_dir(folder.join("monitors"));
-            let _ = fs::remove_dir(folder);
+        for hierarchy in crate::inventory::hierarchies() {
+            remove_groups(&Path::new(&hierarchy).join("bowline").join(&instance));
         }
+    }
+
+    /// A test that failed left its pods: their monitors would live on, and slow down what is measured on this machine.
+    fn end_pods(&self) {
+        let pods = fs::read_dir(self.folder.path().join("state/pods")).into_iter().flatten().flatten();
+        let pods: Vec<String> = pods.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+        let of_ours = |pid: &i32| {
+            let line = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let mut words = line.split('\0');
+            words.next() == Some("bowline-monitor")
+                && words.next().is_some_and(|id| pods.iter().any(|pod| pod == id))
+        };
+        let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
+        let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+        for pid in pids.filter(of_ours) {
+            if let Some(pid) = rustix::process::Pid::from_raw(pid) {
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            }
+        }
+        crate::reap();
     }
 
     /// What the daemon said.
@@ -224,7 +245,25 @@ impl Drop for Daemon {
             eprintln!("--- the daemon's log ---\n{}", self.log());
         }
         self.kill();
+        if std::thread::panicking() {
+            self.end_pods();
+        }
         self.clear_host();
+    }
+}
+
+/// Removes a cgroup folder with those below it. One that has processes yet stays; they are looked for by whoever failed.
+fn remove_groups(folder: &Path) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_groups(&entry.path());
+        }
+    }
+    // What was killed a moment ago leaves its group a little later.
+    let limit = std::time::Instant::now() + Duration::from_secs(2);
+    while folder.exists() && fs::remove_dir(folder).is_err() && std::time::Instant::now() < limit {
+        crate::reap();
+        std::thread::yield_now();
     }
 }
 

@@ -69,7 +69,7 @@ fn instance(folder: &Path) -> Option<String> {
     None
 }
 
-fn hierarchies() -> Vec<String> {
+pub(crate) fn hierarchies() -> Vec<String> {
     let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let lines = text.lines().filter(|line| line.contains(" - cgroup"));
     lines.filter_map(|line| line.split(' ').nth(4).map(str::to_owned)).collect()

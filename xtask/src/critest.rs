@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::{build, install};
 
 /// Specs that need what is not built yet, or what the host lacks; see docs/operate/conformance.md.
-const SKIP: &str = "AppArmor|NRI|benchmark";
+const SKIP: &str = "AppArmor|benchmark";
 
 /// Runs critest against a daemon of ours.
 pub fn critest(args: &[String]) -> Result<()> {
@@ -25,6 +25,7 @@ pub fn critest(args: &[String]) -> Result<()> {
     let (own, passed) = split(args);
     command.args(own).arg("--").arg(critest);
     command.args(["-runtime-endpoint", "{endpoint}", "-image-endpoint", "{endpoint}", "-ginkgo.no-color"]);
+    command.args(["-nri-socket", "{nri}"]);
     command.arg("-ginkgo.skip").arg(SKIP).args(passed);
     let status = command.status().context("run critest")?;
     if status.success() { Ok(()) } else { bail!("critest failed") }

@@ -9,10 +9,11 @@ use anyhow::{Context as _, Result, bail};
 use crate::build::root;
 
 /// Crates and their ranks: a crate may use only crates of a lower rank (ARCHITECTURE.md).
-const RANKS: [(&str, u32); 22] = [
+const RANKS: [(&str, u32); 24] = [
     ("linux", 0),
     ("model", 0),
     ("cri-proto", 0),
+    ("nri-proto", 0),
     ("launch-plan", 0),
     ("monitor-proto", 1),
     ("store", 1),
@@ -21,6 +22,7 @@ const RANKS: [(&str, u32); 22] = [
     ("criu", 1),
     ("launch", 1),
     ("cni", 1),
+    ("nri", 1),
     ("image", 2),
     ("monitor", 2),
     ("pods", 3),
@@ -35,6 +37,8 @@ const RANKS: [(&str, u32); 22] = [
 ];
 /// Tools that people run by hand may use test images; they are no part of the daemon.
 const MAY_USE_TESTKIT: [&str; 1] = ["check"];
+/// Interfaces that are not ours are messages of protobuf, whatever carries them: CRI (gRPC) and NRI (ttrpc).
+const MAY_USE_PROST: [&str; 3] = ["cri-proto", "nri-proto", "nri"];
 /// Below this rank nobody has heard of gRPC.
 const GRPC_FROM: u32 = 5;
 /// Longer files are named, not refused: a place to look.
@@ -85,8 +89,9 @@ fn check_manifest(
             continue;
         }
         let dependency = line.split(['=', '.', ' ']).next().unwrap_or_default();
-        if ["tonic", "prost", "tonic-prost"].contains(&dependency) && rank < GRPC_FROM && name != "cri-proto"
-        {
+        let grpc = dependency == "tonic" || dependency == "tonic-prost";
+        let allowed = if grpc { name == "cri-proto" } else { MAY_USE_PROST.contains(&name) };
+        if (grpc || dependency == "prost") && rank < GRPC_FROM && !allowed {
             wrong.push(format!("crates/{name} uses {dependency}: below `cri` nobody has heard of gRPC"));
         }
         let Some(other) = dependency.strip_prefix("bowline-") else { continue };

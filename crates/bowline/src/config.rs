@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bowline_cni::DefaultNetwork;
+use bowline_nri::{NriConfig, ValidatorConfig};
 use bowline_streaming::{StreamingConfig, TlsFiles};
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
@@ -24,6 +25,8 @@ pub(crate) use error::ConfigError;
 
 /// Read if it is there and `--config` names no other.
 const DEFAULT_FILE: &str = "/etc/bowline/config.toml";
+/// The state folder of a daemon that is alone on its machine.
+const DEFAULT_STATE: &str = "/run/bowline";
 /// Where packages put the monitor.
 const LIBEXEC_MONITOR: &str = "/usr/libexec/bowline/bowline-monitor";
 
@@ -59,6 +62,8 @@ pub(crate) struct Settings {
     pub(crate) paths: PathSettings,
     /// Exec, attach and port-forward.
     pub(crate) streaming: StreamingSettings,
+    /// Plugins.
+    pub(crate) nri: NriSettings,
     /// Checkpoint and restore.
     pub(crate) checkpoint: CheckpointSettings,
 }
@@ -225,12 +230,126 @@ impl StreamingSettings {
     }
 }
 
+/// `[nri]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct NriSettings {
+    pub(crate) enable: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) socket_path: Option<PathBuf>,
+    /// Nobody connects; only the programs of `plugin_path` are plugins.
+    pub(crate) disable_connections: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) plugin_path: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) plugin_config_path: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) registration_timeout_seconds: Option<NonZeroU32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) request_timeout_seconds: Option<NonZeroU32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) synchronize_timeout_seconds: Option<NonZeroU32>,
+    pub(crate) required_plugins: Vec<String>,
+    pub(crate) default_validator: ValidatorSettings,
+}
+
+/// `[nri.default_validator]`.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct ValidatorSettings {
+    pub(crate) enable: bool,
+    pub(crate) reject_oci_hook_adjustment: bool,
+    pub(crate) reject_runtime_default_seccomp_adjustment: bool,
+    pub(crate) reject_unconfined_seccomp_adjustment: bool,
+    pub(crate) reject_custom_seccomp_adjustment: bool,
+    pub(crate) reject_namespace_adjustment: bool,
+    pub(crate) reject_sysctl_adjustment: bool,
+    pub(crate) tolerate_missing_plugins_annotation: String,
+}
+
+impl Default for NriSettings {
+    fn default() -> Self {
+        NriSettings {
+            enable: true,
+            socket_path: None,
+            disable_connections: false,
+            plugin_path: None,
+            plugin_config_path: None,
+            registration_timeout_seconds: None,
+            request_timeout_seconds: None,
+            synchronize_timeout_seconds: None,
+            required_plugins: Vec::new(),
+            default_validator: ValidatorSettings::default(),
+        }
+    }
+}
+
+/// Plugins, with nothing left open.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Nri {
+    pub(crate) config: NriConfig,
+    /// Where plugins connect, unless nobody may.
+    pub(crate) socket: Option<PathBuf>,
+    /// Somebody has named the socket: it has to be there.
+    pub(crate) socket_named: bool,
+}
+
+impl NriSettings {
+    /// Plugins know one place. A daemon of another state folder is one of several, and has its own of everything: its
+    /// socket in that folder, and no programs that are not named.
+    fn config(&self, state: &Path) -> Result<Option<Nri>, ConfigError> {
+        if !self.enable {
+            return Ok(None);
+        }
+        let mut config = NriConfig::new(env!("CARGO_PKG_VERSION"));
+        let alone = state == Path::new(DEFAULT_STATE);
+        let own = |name: &str| state.join(name);
+        let socket = if alone { PathBuf::from(bowline_nri::DEFAULT_SOCKET) } else { own("nri.sock") };
+        if !alone {
+            config.plugin_folder = own("nri-plugins");
+        }
+        let path = |key, path: &Option<PathBuf>, default: PathBuf| match path {
+            Some(path) => absolute(key, Some(path.clone()), ""),
+            None => Ok(default),
+        };
+        config.plugin_folder = path("nri.plugin_path", &self.plugin_path, config.plugin_folder)?;
+        config.config_folder =
+            path("nri.plugin_config_path", &self.plugin_config_path, config.config_folder)?;
+        let socket = path("nri.socket_path", &self.socket_path, socket)?;
+        let seconds = |number: &Option<NonZeroU32>, default: Duration| {
+            number.map_or(default, |number| Duration::from_secs(number.get().into()))
+        };
+        config.registration_timeout =
+            seconds(&self.registration_timeout_seconds, config.registration_timeout);
+        config.request_timeout = seconds(&self.request_timeout_seconds, config.request_timeout);
+        config.synchronize_timeout = seconds(&self.synchronize_timeout_seconds, config.synchronize_timeout);
+        config.required_plugins.clone_from(&self.required_plugins);
+        let rules = &self.default_validator;
+        config.validator = ValidatorConfig {
+            enable: rules.enable,
+            reject_oci_hooks: rules.reject_oci_hook_adjustment,
+            reject_runtime_default_seccomp: rules.reject_runtime_default_seccomp_adjustment,
+            reject_unconfined_seccomp: rules.reject_unconfined_seccomp_adjustment,
+            reject_custom_seccomp: rules.reject_custom_seccomp_adjustment,
+            reject_namespaces: rules.reject_namespace_adjustment,
+            reject_sysctls: rules.reject_sysctl_adjustment,
+            tolerate_missing_annotation: rules.tolerate_missing_plugins_annotation.clone(),
+        };
+        Ok(Some(Nri {
+            config,
+            socket: (!self.disable_connections).then_some(socket),
+            socket_named: self.socket_path.is_some(),
+        }))
+    }
+}
+
 /// What the command line says; it wins over files.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Flags {
     pub(crate) root: Option<PathBuf>,
     pub(crate) state: Option<PathBuf>,
     pub(crate) listen: Option<String>,
+    pub(crate) nri_socket: Option<PathBuf>,
     pub(crate) default_network: bool,
     pub(crate) log_level: Option<Level>,
     pub(crate) log_format: Option<Format>,
@@ -246,6 +365,8 @@ pub(crate) struct Config {
     pub(crate) monitor: PathBuf,
     pub(crate) default_network: Option<DefaultNetwork>,
     pub(crate) streaming: StreamingConfig,
+    /// Plugins; `None`: none.
+    pub(crate) nri: Option<Nri>,
     /// All of them, for what needs no default of ours.
     pub(crate) settings: Settings,
 }
@@ -312,6 +433,7 @@ fn apply(mut settings: Settings, flags: Flags) -> Settings {
     settings.root = flags.root.or(settings.root);
     settings.state = flags.state.or(settings.state);
     settings.listen = flags.listen.or(settings.listen);
+    settings.nri.socket_path = flags.nri_socket.or(settings.nri.socket_path);
     settings.default_network.enable |= flags.default_network;
     settings.log.level = flags.log_level.unwrap_or(settings.log.level);
     settings.log.format = flags.log_format.unwrap_or(settings.log.format);
@@ -320,7 +442,7 @@ fn apply(mut settings: Settings, flags: Flags) -> Settings {
 
 fn finish(settings: Settings) -> Result<Config, ConfigError> {
     let root = absolute("root", settings.root.clone(), "/var/lib/bowline")?;
-    let state = absolute("state", settings.state.clone(), "/run/bowline")?;
+    let state = absolute("state", settings.state.clone(), DEFAULT_STATE)?;
     let listen = settings.listen.clone().unwrap_or_else(|| "unix:///run/bowline/bowline.sock".into());
     let socket = listen.strip_prefix("unix://").filter(|path| path.starts_with('/')).ok_or_else(|| {
         ConfigError::value("listen", format!("`{listen}` is no `unix://` and an absolute path"))
@@ -361,6 +483,7 @@ fn finish(settings: Settings) -> Result<Config, ConfigError> {
         },
         default_network,
         streaming: settings.streaming.config()?,
+        nri: settings.nri.config(&state)?,
         root,
         state,
         settings,

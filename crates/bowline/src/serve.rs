@@ -53,6 +53,9 @@ pub(crate) struct Args {
     /// Socket to serve CRI on [default: unix:///run/bowline/bowline.sock]
     #[arg(long, value_name = "unix:///PATH")]
     listen: Option<String>,
+    /// Socket for NRI plugins [default: /var/run/nri/nri.sock; nri.sock in --state if that is another than the default]
+    #[arg(long, value_name = "PATH")]
+    nri_socket: Option<PathBuf>,
     /// Have a bridge network when there is no CNI configuration
     #[arg(long)]
     default_network: bool,
@@ -103,6 +106,7 @@ pub(crate) fn main(args: Args) -> ExitCode {
         root: args.root,
         state: args.state,
         listen: args.listen,
+        nri_socket: args.nri_socket,
         default_network: args.default_network,
         log_level: args.log_level,
         log_format: args.log_format,
@@ -168,10 +172,14 @@ async fn serve(config: Config) -> Result<(), ServeError> {
     let checkpoint = &config.settings.checkpoint;
     pods_config.checkpoint =
         bowline_pods::CheckpointConfig { criu: checkpoint.criu.clone(), restore: checkpoint.restore };
+    pods_config.nri = config.nri.as_ref().map(|nri| nri.config.clone());
     let pods = Pods::open(pods_config, store, images.clone(), cni.clone())
         .await
         .map_err(ServeError::failed("recover the pods"))?;
 
+    // Before clients come: no container passes by plugins that are started with us.
+    let (plugins, _nri_file) = nri_socket(&config)?.unzip();
+    pods.start_plugins(plugins).await;
     let streaming = Streaming::open(config.streaming.clone(), pods.clone()).await?;
     let socket = listen(&config.socket)?;
     let socket = UnixListener::from_std(socket).map_err(ServeError::failed("listen"))?;
@@ -265,6 +273,39 @@ fn connections(socket: UnixListener) -> impl Stream<Item = io::Result<UnixStream
             }
         }
     })
+}
+
+/// Where NRI plugins connect. At the place that all runtimes share another one may listen; then nobody connects to us.
+fn nri_socket(config: &Config) -> Result<Option<(UnixListener, SocketFile)>, ServeError> {
+    let Some((nri, path)) = config.nri.as_ref().and_then(|nri| Some((nri, nri.socket.as_ref()?))) else {
+        return Ok(None);
+    };
+    match listen(path) {
+        Ok(socket) => {
+            let socket = UnixListener::from_std(socket);
+            let socket = socket.map_err(ServeError::failed("listen for NRI plugins"))?;
+            Ok(Some((socket, SocketFile(path.clone()))))
+        }
+        Err(ListenError::InUse(path)) if !nri.socket_named => {
+            tracing::warn!(
+                path = %path.display(),
+                "another runtime has NRI's usual socket: no plugins can connect; name one of our own with nri.socket_path"
+            );
+            Ok(None)
+        }
+        Err(error) => Err(ServeError::failed("listen for NRI plugins (nri.socket_path)")(error)),
+    }
+}
+
+/// A socket's file, which goes with it.
+struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_file(&self.0) {
+            tracing::debug!(%error, "the socket for NRI plugins was removed by somebody else");
+        }
+    }
 }
 
 /// Two daemons with roots of their own may still have been given one state folder.

@@ -95,6 +95,7 @@ async fn bench(args: &BenchArgs) -> Result<()> {
             registry_listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             helper: args.helper.as_deref(),
             restart: None,
+            nri_socket: None,
         });
         nodes.push(Node::new(Rc::new(run.await?), "bench"));
     }

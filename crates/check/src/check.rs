@@ -24,6 +24,7 @@ mod mounts;
 mod names;
 mod namespaces;
 mod network;
+mod nri;
 mod oom;
 mod privilege;
 mod pull;
@@ -112,6 +113,9 @@ pub struct CheckArgs {
     /// Restarts the daemon and returns; without it the restart cases are skipped.
     #[arg(long, value_name = "COMMAND")]
     pub restart_cmd: Option<String>,
+    /// Where the runtime takes NRI plugins; without it the cases of plugins are skipped.
+    #[arg(long, value_name = "PATH")]
+    pub nri_socket: Option<PathBuf>,
     /// How results are printed.
     #[arg(short = 'o', long = "output", value_enum, default_value = "table")]
     pub output: Format,
@@ -161,6 +165,7 @@ fn cases() -> Vec<&'static Case> {
         stream_url::CASES,
         stream_attach::CASES,
         stream_ports::CASES,
+        nri::CASES,
         verbose::CASES,
         codes::CASES,
         restart::CASES,
@@ -251,6 +256,7 @@ async fn prepare(args: &CheckArgs) -> Result<Run> {
         registry_listen: args.registry_listen,
         helper: args.helper.as_deref(),
         restart: args.restart_cmd.clone(),
+        nri_socket: args.nri_socket.clone(),
     })
     .await
 }

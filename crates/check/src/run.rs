@@ -24,6 +24,8 @@ pub(crate) struct Run {
     pub(crate) scratch: PathBuf,
     pub(crate) status: v1::StatusResponse,
     pub(crate) restart: Option<String>,
+    /// Where NRI plugins connect.
+    pub(crate) nri_socket: Option<PathBuf>,
 }
 
 /// What a run needs to be told.
@@ -36,6 +38,7 @@ pub(crate) struct Setup<'a> {
     pub(crate) registry_listen: SocketAddr,
     pub(crate) helper: Option<&'a Path>,
     pub(crate) restart: Option<String>,
+    pub(crate) nri_socket: Option<PathBuf>,
 }
 
 impl Run {
@@ -69,6 +72,7 @@ impl Run {
             scratch,
             status,
             restart: setup.restart,
+            nri_socket: setup.nri_socket,
         })
     }
 

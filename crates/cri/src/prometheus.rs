@@ -77,6 +77,21 @@ impl Exporter {
         let (events, readers) = self.pods.event_counts();
         page.head("bowline_events_total", "counter", "Events of pods and containers.");
         page.row("bowline_events_total", &[], events);
+        let (plugins, dropped) = self.pods.plugins();
+        page.head("bowline_nri_requests_total", "counter", "Requests to the NRI plugins that are connected.");
+        for plugin in &plugins {
+            page.row("bowline_nri_requests_total", &[("plugin", &plugin.name)], plugin.asked);
+        }
+        page.head("bowline_nri_failures_total", "counter", "Of these, the ones that failed.");
+        for plugin in &plugins {
+            page.row("bowline_nri_failures_total", &[("plugin", &plugin.name)], plugin.failed);
+        }
+        page.head(
+            "bowline_nri_plugins_dropped_total",
+            "counter",
+            "NRI plugins that did not answer and were dropped.",
+        );
+        page.row("bowline_nri_plugins_dropped_total", &[], dropped);
         page.head("bowline_event_readers", "gauge", "Clients that listen to events.");
         page.row("bowline_event_readers", &[], readers as u64);
     }

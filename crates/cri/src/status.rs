@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use bowline_cni::NetworkStatus;
 use bowline_cri_proto::v1;
-use bowline_pods::{Ability, Pods};
+use bowline_pods::{Ability, NRI_VERSION, PluginState, Pods};
 use serde_json::json;
 
 use crate::ServerInfo;
@@ -21,7 +21,7 @@ pub(crate) fn status(pods: &Pods, server: &ServerInfo, verbose: bool) -> v1::Sta
     v1::StatusResponse {
         status: Some(v1::RuntimeStatus { conditions }),
         info: match verbose {
-            true => info(server, &pods.cni().status(), &pods.checkpoint_ability()),
+            true => info(server, &pods.cni().status(), &pods.checkpoint_ability(), &pods.plugins().0),
             false => BTreeMap::new(),
         },
         // The empty name is the default handler.
@@ -43,7 +43,21 @@ fn network(status: NetworkStatus) -> v1::RuntimeCondition {
 }
 
 /// For `crictl info`. A value that starts with a brace is a JSON object; crictl counts on it.
-fn info(server: &ServerInfo, network: &NetworkStatus, checkpoint: &Ability) -> BTreeMap<String, String> {
+fn info(
+    server: &ServerInfo,
+    network: &NetworkStatus,
+    checkpoint: &Ability,
+    plugins: &[PluginState],
+) -> BTreeMap<String, String> {
+    let plugin = |plugin: &PluginState| {
+        json!({
+            "name": plugin.name,
+            "launched": plugin.launched,
+            "requests": plugin.asked,
+            "failed": plugin.failed,
+        })
+    };
+    let plugins: Vec<_> = plugins.iter().map(plugin).collect();
     let config = json!({
         "stateDir": server.state,
         "rootDir": server.root,
@@ -52,6 +66,7 @@ fn info(server: &ServerInfo, network: &NetworkStatus, checkpoint: &Ability) -> B
     BTreeMap::from([
         ("config".to_owned(), config.to_string()),
         ("version".to_owned(), server.version.clone()),
+        ("nri".to_owned(), json!({ "version": NRI_VERSION, "plugins": plugins }).to_string()),
         // What tools for containerd look at: "OK", or why there is no network.
         ("lastCNILoadStatus".to_owned(), load_status(network)),
         ("checkpoint".to_owned(), checkpoint_status(checkpoint)),
@@ -99,7 +114,7 @@ mod tests {
             settings: json!({}),
         };
         let network = NetworkStatus::NotReady { reason: "NetworkPluginNotReady", message: "none".into() };
-        let info = info(&server, &network, &Ability::None("there is no criu".into()));
+        let info = info(&server, &network, &Ability::None("there is no criu".into()), &[]);
         let config: serde_json::Value = serde_json::from_str(&info["config"]).unwrap();
         assert_eq!(info["lastCNILoadStatus"], "NetworkPluginNotReady: none");
         assert_eq!(info["checkpoint"], "no: there is no criu");

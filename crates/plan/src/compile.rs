@@ -130,7 +130,8 @@ pub fn compile(inputs: &PlanInputs<'_>) -> Result<Compiled, PlanError> {
     let mut descriptors = Descriptors::default();
     let mut notes = Vec::new();
     let mut plan = program(process)?;
-    let namespaces = namespaces::resolve(spec, linux, inputs.inherited, &mut descriptors)?;
+    let inherited = inputs.inherited;
+    let namespaces = namespaces::resolve(spec, linux, inherited, &mut descriptors)?;
     plan.rootfs = Some(rootfs(inputs.rootfs, &mut descriptors)?);
     plan.steps = mounts::steps(
         &mounts::MountInputs {
@@ -150,7 +151,7 @@ pub fn compile(inputs: &PlanInputs<'_>) -> Result<Compiled, PlanError> {
     plan.domainname = namespaces.domainname;
     plan.readonly_root = spec.root.as_ref().is_some_and(|root| root.readonly);
     plan.root_propagation = mounts::root_propagation(&linux.rootfs_propagation)?;
-    plan.sysctls = sysctls::sysctls(linux)?;
+    plan.sysctls = sysctls::sysctls(linux, inherited)?;
 
     let default_resources = LinuxResources::default();
     let limits = linux.resources.as_ref().unwrap_or(&default_resources);

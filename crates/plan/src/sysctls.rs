@@ -6,13 +6,14 @@ use bowline_model::runtime_spec::{Linux, NamespaceType};
 
 use crate::PlanError;
 use crate::bytes::c_string;
+use crate::namespaces::flag;
 
 /// Parameters of the IPC namespace below `kernel/`.
 const IPC: [&str; 8] = ["msgmax", "msgmnb", "msgmni", "sem", "shmall", "shmmax", "shmmni", "shm_rmid_forced"];
 
 /// Paths below /proc/sys with their values. One that belongs to no namespace of the container would change the
-/// host (CVE-2022-0811), so it is refused.
-pub(crate) fn sysctls(linux: &Linux) -> Result<Vec<(CString, CString)>, PlanError> {
+/// host (CVE-2022-0811), so it is refused. Namespaces that the launcher is in already are the container's too.
+pub(crate) fn sysctls(linux: &Linux, inherited: u64) -> Result<Vec<(CString, CString)>, PlanError> {
     linux
         .sysctl
         .iter()
@@ -22,7 +23,8 @@ pub(crate) fn sysctls(linux: &Linux) -> Result<Vec<(CString, CString)>, PlanErro
             let needed = owner(&path).ok_or_else(|| {
                 PlanError::invalid(&field, "belongs to no namespace; it can only be set on the host")
             })?;
-            if !linux.namespaces.iter().any(|namespace| namespace.kind == needed) {
+            let listed = linux.namespaces.iter().any(|namespace| namespace.kind == needed);
+            if !listed && inherited & flag(needed.clone()) == 0 {
                 let reason = format!("needs a {} namespace; add one to linux.namespaces", needed.as_str());
                 return Err(PlanError::invalid(&field, reason));
             }

@@ -26,6 +26,7 @@ use crate::error::doing;
 use crate::events::PodEventKind;
 use crate::exec::Ticket;
 use crate::monitor::{Heard, Monitor};
+use crate::nri::{Change, Turns};
 use crate::shared::{Shared, blocking, now, random_id};
 use crate::start::{Started, start};
 use crate::view::PodView;
@@ -33,6 +34,7 @@ use crate::{PodError, checkpoint, operations, run_pod, stop_pod};
 
 mod checkpointing;
 mod containers;
+mod plugins;
 mod pod;
 
 pub(crate) use pod::{exit_without_monitor, kill_leftovers};
@@ -87,6 +89,8 @@ pub(crate) enum Command {
     Update {
         id: ContainerId,
         resources: Box<Resources>,
+        /// Who wants it: a plugin, which is not asked about it, or a client.
+        by_plugin: Option<Box<Change>>,
         reply: Reply<()>,
     },
     UpdatePod {
@@ -133,8 +137,19 @@ enum Done {
     Updated {
         id: ContainerId,
         result: Result<Resources, PodError>,
+        /// Plugins are told of it.
+        tell: bool,
         reply: Reply<()>,
     },
+    /// Plugins have been asked about the limits of the pod.
+    PodUpdateAsked {
+        overhead: Option<Box<Resources>>,
+        sum: Option<Box<Resources>>,
+        result: Result<(), PodError>,
+        reply: Reply<()>,
+    },
+    /// Plugins have been told that the pod goes.
+    RemovalTold,
     TakenDown {
         result: Result<(), PodError>,
     },
@@ -157,6 +172,10 @@ pub(crate) struct Container {
     wake_at: Option<i64>,
     /// The stop that is under way.
     stop: Option<operations::Guard>,
+    /// Plugins have been told that it has ended.
+    told_stop: bool,
+    /// Plugins have been told that it goes.
+    told_removal: bool,
 }
 
 /// A container on its way to be.
@@ -187,6 +206,12 @@ pub(crate) struct Actor {
     /// The clean-up runs.
     taking_down: bool,
     gone: bool,
+    /// The order of what plugins are told.
+    turns: Turns,
+    /// Plugins have been told that it is down.
+    told_stop: bool,
+    /// Plugins have been told that it goes; no, they are being told, yes.
+    told_removal: Option<bool>,
 }
 
 /// Starts the actor of a new pod, which brings the pod up first of all.
@@ -201,13 +226,15 @@ pub(crate) fn spawn(shared: Arc<Shared>, id: SandboxId, spec: Arc<PodSpec>) -> A
             Ok(up) => {
                 let actor = Actor::new(shared, spec, up.record, Some((up.monitor, up.heard)), receiver);
                 actor.show();
+                drop(up.ticket);
                 actor.tell(PodEventKind::Created);
                 actor.tell(PodEventKind::Started);
                 tell.send_replace(Some(Ok(())));
                 actor.serve().await;
             }
             Err((error, Some(record))) => {
-                let actor = Actor::new(shared, spec, record, None, receiver);
+                let mut actor = Actor::new(shared, spec, record, None, receiver);
+                actor.told_stop = true;
                 actor.show();
                 actor.tell(PodEventKind::Created);
                 tell.send_replace(Some(Err(error)));
@@ -281,6 +308,9 @@ impl Actor {
             stopping: false,
             taking_down: false,
             gone: false,
+            turns: Turns::default(),
+            told_stop: false,
+            told_removal: None,
         }
     }
 
@@ -324,7 +354,9 @@ impl Actor {
             Command::ReopenLog { id, reply } => self.reopen_log(&id, reply),
             Command::Exec { id, reply } => drop(reply.send(self.ticket(&id))),
             Command::Network { reply } => drop(reply.send(self.network())),
-            Command::Update { id, resources, reply } => self.update(&id, *resources, reply),
+            Command::Update { id, resources, by_plugin, reply } => {
+                self.update(&id, *resources, by_plugin, reply);
+            }
             Command::UpdatePod { overhead, sum, reply } => self.update_pod(overhead, sum, reply),
             Command::StopPod { reply } => self.stop_pod(reply),
             Command::RemovePod { reply } => self.remove_pod(reply),
@@ -337,7 +369,11 @@ impl Actor {
             Done::Created { key, result } => self.created(key, result),
             Done::Started { id, result } => self.started(&id, result),
             Done::Removed { id, result } => self.removed(&id, result),
-            Done::Updated { id, result, reply } => self.updated(&id, result, reply),
+            Done::Updated { id, result, tell, reply } => self.updated(&id, result, tell, reply),
+            Done::PodUpdateAsked { overhead, sum, result, reply } => {
+                self.pod_update_asked(overhead, sum, result, reply);
+            }
+            Done::RemovalTold => self.told_removal = Some(true),
             Done::TakenDown { result } => self.taken_down(result),
             Done::Nothing => {}
         }

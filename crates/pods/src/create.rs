@@ -12,6 +12,7 @@ use bowline_image::{Image, LayerName};
 use bowline_model::runtime_spec::Spec;
 use bowline_model::spec::{ContainerSpec, NamespaceMode, PodSpec, Propagation, SecurityProfile};
 use bowline_model::{ContainerId, SandboxId, Signal};
+use bowline_nri::Ticket;
 use bowline_oci::{ContainerInputs, ImageDefaults, LocalhostSeccomp, NamespacePaths, ResolvedUser};
 use bowline_plan::{Compiled, PlanInputs, RootfsSource};
 use bowline_store::{
@@ -20,6 +21,7 @@ use bowline_store::{
 
 use crate::checkpoint::{self, TakenIn};
 use crate::error::doing;
+use crate::nri::{Making, Settled};
 use crate::shared::Shared;
 use crate::{PodError, cdi, devices, files, user, volumes};
 
@@ -30,6 +32,8 @@ const MAX_PROFILE: u64 = 4 << 20;
 pub(crate) struct Made {
     pub record: ContainerRecord,
     pub compiled: Compiled,
+    /// Held until it is visible.
+    pub ticket: Ticket,
 }
 
 /// What the actor gives along.
@@ -40,10 +44,12 @@ pub(crate) struct Order {
     pub created_at: i64,
     /// The archive of a pod's checkpoint that it comes from.
     pub restore: Option<PathBuf>,
+    /// Events of the pod that plugins have to be told of first.
+    pub before: Option<Settled>,
 }
 
 /// Makes a container; on failure nothing of it is left.
-pub(crate) fn create(shared: &Shared, pod: &PodRecord, order: Order) -> Result<Made, PodError> {
+pub(crate) fn create(shared: &Shared, pod: &PodRecord, mut order: Order) -> Result<Made, PodError> {
     let id = order.id.clone();
     let taken = take_in(shared, &order)?;
     // An archive stands for the image that its container ran.
@@ -53,15 +59,18 @@ pub(crate) fn create(shared: &Shared, pod: &PodRecord, order: Order) -> Result<M
         .hold(&id.to_string(), &image)
         .map_err(|_| PodError::NotFound { what: "image", id: image })?;
     let asked = order.spec.clone();
-    let made = volumes::hold(shared, &id, &asked)
-        .and_then(|volumes| build(shared, pod, order, &held.image, &held.layers, volumes, taken));
+    let mut making = Making::begin(shared, order.before.take());
+    let made = volumes::hold(shared, &id, &asked).and_then(|volumes| {
+        build(shared, pod, order, &held.image, &held.layers, volumes, &mut making, taken)
+    });
     if made.is_err() {
+        making.undo(shared);
         volumes::release(shared, &id, &asked);
         if let Err(error) = shared.store.remove_container(&pod.id, &id) {
             tracing::error!(container = %id, error = %crate::chain(&error), "what was made of a container is left behind");
         }
     }
-    made
+    made.map(|(record, compiled)| Made { record, compiled, ticket: making.ticket })
 }
 
 /// The checkpoint that a container comes from, by its image's name or by its pod's.
@@ -85,6 +94,7 @@ fn take_in(shared: &Shared, order: &Order) -> Result<Option<TakenIn>, PodError> 
     archive.map(|archive| checkpoint::take_in(shared, &order.id, &archive, false)).transpose()
 }
 
+#[allow(clippy::too_many_arguments)]
 fn build(
     shared: &Shared,
     pod: &PodRecord,
@@ -92,8 +102,9 @@ fn build(
     image: &Image,
     layers: &[LayerName],
     image_volumes: Vec<ImageVolumeRecord>,
+    making: &mut Making,
     taken: Option<TakenIn>,
-) -> Result<Made, PodError> {
+) -> Result<(ContainerRecord, Compiled), PodError> {
     let Order { id, spec, slot, created_at, .. } = order;
     user::check_container(&pod.spec, &spec)?;
     let user = resolve_user(shared, &spec, image, layers)?;
@@ -104,7 +115,7 @@ fn build(
     let mut device_sources = devices::elsewhere(&spec);
     device_sources.extend(cdi::apply(&shared.config.cdi_folders, &spec.cdi_devices, &mut oci)?);
     check_mounts(shared, &spec)?;
-    let record = ContainerRecord {
+    let mut record = ContainerRecord {
         version: VERSION,
         id: id.clone(),
         pod: pod.id.clone(),
@@ -125,9 +136,10 @@ fn build(
         restore: taken.is_some(),
         spec,
     };
+    let mut stored = Stored { spec: oci, directories, device_sources };
+    making.adjust(shared, pod, &mut record, &mut stored)?;
     files::allocate_slot(&shared.config.state, &pod.id, slot)
         .map_err(doing("allocate a slot for the exit"))?;
-    let stored = Stored { spec: oci, directories, device_sources };
     shared.store.write_config(&pod.id, &id, &stored).map_err(doing("write the container's spec"))?;
     make_writable_layer(shared, &pod.spec, &record)?;
     let compiled = compile(shared, &pod.spec, &record, &stored)?;
@@ -135,7 +147,7 @@ fn build(
         taken.keep(shared, pod, &record, &stored, &compiled)?;
     }
     shared.store.write_container(&record).map_err(doing("record the container"))?;
-    Ok(Made { record, compiled })
+    Ok((record, compiled))
 }
 
 /// The OCI spec as it is stored, with what has no place in one.
@@ -322,7 +334,7 @@ fn check_mounts(shared: &Shared, spec: &ContainerSpec) -> Result<(), PodError> {
 }
 
 /// Whether the mount that holds `path` is (shared, slave), by the longest mount point of mountinfo that is above it.
-fn propagation_of(path: &Path) -> io::Result<(bool, bool)> {
+pub(crate) fn propagation_of(path: &Path) -> io::Result<(bool, bool)> {
     let text = fs::read_to_string("/proc/self/mountinfo")?;
     let mut best: (usize, (bool, bool)) = (0, (false, false));
     for line in text.lines() {
@@ -397,9 +409,7 @@ pub(crate) fn compile(
         directories: &stored.directories,
         cgroups: &shared.host.layout,
         cgroup_path: Some(&record.cgroup),
-        // A PID namespace is joined at birth, by the launcher; so is a user namespace.
-        inherited: bowline_linux::clone::ns::PID
-            | user::of_pod(pod).map_or(0, |_| bowline_linux::clone::ns::USER),
+        inherited: inherited(pod, &stored.spec),
         last_cap: shared.host.facts.last_cap,
         arch: shared.host.arch,
         seccomp: &shared.seccomp,
@@ -417,6 +427,22 @@ pub(crate) fn compile(
     devices::bind(&mut compiled, &stored.device_sources);
     volumes::replace(&mut compiled, record, &name(format!("{own}/lower"))?)?;
     Ok(compiled)
+}
+
+/// What a container is born in. A PID namespace is joined at birth, by the launcher; so is a user namespace. The others
+/// are its pod's, unless its spec says something else about them.
+fn inherited(pod: &PodSpec, spec: &Spec) -> u64 {
+    use bowline_linux::clone::ns;
+    let listed = |flag| {
+        let namespaces = spec.linux.iter().flat_map(|linux| &linux.namespaces);
+        namespaces.filter_map(|namespace| namespace.kind.clone_flag()).any(|known| known == flag)
+    };
+    let asked = &pod.security.namespaces;
+    let own = [(ns::NET, asked.network), (ns::UTS, asked.network), (ns::IPC, asked.ipc)]
+        .into_iter()
+        .filter(|(flag, mode)| *mode != NamespaceMode::Node && !listed(*flag))
+        .fold(0, |flags, (flag, _)| flags | flag);
+    ns::PID | user::of_pod(pod).map_or(0, |_| ns::USER) | own
 }
 
 /// The folder of a container's overlay that holds what it wrote.

@@ -8,6 +8,7 @@ use bowline_cni::Cni;
 use bowline_image::Images;
 use bowline_model::spec::{ContainerSpec, PodSpec, Resources};
 use bowline_model::{ContainerId, SandboxId};
+use bowline_nri::{NriConfig, PluginState};
 use bowline_store::Store;
 use tokio::sync::oneshot;
 
@@ -20,6 +21,7 @@ use crate::events::Subscription;
 use crate::exec::{ExecCall, ExecOutput, Running, exec, exec_sync};
 use crate::host::Host;
 use crate::monitor::Program;
+use crate::nri::PluginsRuntime;
 use crate::operations::{Operation, Timing};
 use crate::shared::{Shared, blocking, now, random_id};
 use crate::stats::{self, PodFigures, PodStats, Sources, Stats};
@@ -43,6 +45,8 @@ pub struct PodsConfig {
     pub path_patience: Duration,
     /// Checkpoints.
     pub checkpoint: CheckpointConfig,
+    /// Plugins; `None`: nobody is ever asked.
+    pub nri: Option<NriConfig>,
 }
 
 /// The size of /dev/shm that every peer gives.
@@ -62,6 +66,7 @@ impl PodsConfig {
             cdi_folders: CDI_FOLDERS.iter().map(PathBuf::from).collect(),
             path_patience: crate::paths::PATIENCE,
             checkpoint: CheckpointConfig::default(),
+            nri: None,
         }
     }
 }
@@ -223,6 +228,10 @@ impl Pods {
     ) -> Result<ContainerId, PodError> {
         let missing = || PodError::NotFound { what: "pod sandbox", id: pod.to_string() };
         let actor = self.actor(pod).ok_or_else(missing)?;
+        if actor.born.borrow().is_none() {
+            // Whoever waits here may be what the pod waits for: a plugin.
+            return Err(PodError::State(format!("sandbox {pod} is still being made")));
+        }
         ask(&actor, |reply| Command::Create { spec: Box::new(spec), restore: None, reply }).await
     }
 
@@ -370,7 +379,8 @@ impl Pods {
     /// Changes limits; zero and empty fields stay as they are.
     pub async fn update_resources(&self, id: &ContainerId, resources: Resources) -> Result<(), PodError> {
         let actor = self.actor_of(id)?;
-        ask(&actor, |reply| Command::Update { id: id.clone(), resources: Box::new(resources), reply }).await
+        let resources = Box::new(resources);
+        ask(&actor, |reply| Command::Update { id: id.clone(), resources, by_plugin: None, reply }).await
     }
 
     /// Takes note of what a whole pod is to have; its cgroup is whose parent it is.
@@ -404,6 +414,18 @@ impl Pods {
     /// Which of these figures this host has.
     pub fn sources(&self) -> Sources {
         Sources::of(&self.0.host)
+    }
+
+    /// Starts plugins, and takes those that connect to the socket. Returns once the ones that were started are
+    /// synchronised or have failed.
+    pub async fn start_plugins(&self, socket: Option<tokio::net::UnixListener>) {
+        let runtime = Arc::new(PluginsRuntime(Arc::downgrade(&self.0)));
+        self.0.nri.start(runtime, socket).await;
+    }
+
+    /// The plugins that are connected, and how many were dropped.
+    pub fn plugins(&self) -> (Vec<PluginState>, u64) {
+        (self.0.nri.plugins(), self.0.nri.dropped())
     }
 
     /// What is under way, the oldest first.
@@ -459,6 +481,7 @@ impl Pods {
             }
         };
         let _ = tokio::time::timeout(Duration::from_secs(10), idle).await;
+        self.0.nri.end();
         let shared = self.0.clone();
         let _ = tokio::task::spawn_blocking(move || shared.store.settle()).await;
     }

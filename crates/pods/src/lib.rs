@@ -16,6 +16,7 @@
 //! - [`checkpoint`]: containers as files, and back
 //! - [`stop_pod`]: taking everything down again
 //! - [`recover`]: what a new daemon does with the pods of the one before
+//! - [`nri`]: plugins that watch and change pods
 //!
 //! Absent here: gRPC and its codes; the wire format of the log; the compilation of specs.
 
@@ -36,6 +37,7 @@ mod host;
 pub mod kernel;
 mod monitor;
 mod netns;
+mod nri;
 mod operations;
 mod paths;
 mod recover;
@@ -47,6 +49,8 @@ mod stop_pod;
 mod user;
 mod view;
 mod volumes;
+
+pub use bowline_nri::{NRI_VERSION, PluginState};
 
 pub use attach::{AttachCall, Attached, InputCloser, Parting};
 pub use checkpoint::{Ability, CheckpointConfig, Criu, PodRestore, Restored};

@@ -18,6 +18,7 @@ use bowline_cni::{PodNetworkRequest, PodRef};
 use bowline_model::SandboxId;
 use bowline_model::spec::{IdMapping, NamespaceMode, PodSpec, Protocol};
 use bowline_monitor_proto::{Answer, IdRange, MonitorCgroup, Request, Setup, UserSetup};
+use bowline_nri::Ticket;
 use bowline_store::{NetworkRecord, PodLife, PodRecord, VERSION};
 use tokio::sync::mpsc;
 
@@ -33,6 +34,8 @@ pub(crate) struct Up {
     pub record: PodRecord,
     pub monitor: Arc<Monitor>,
     pub heard: mpsc::Receiver<Heard>,
+    /// Held until it is visible.
+    pub ticket: Ticket,
 }
 
 /// How many events of one monitor may wait; a monitor that finds it full waits in its socket.
@@ -59,10 +62,14 @@ pub(crate) async fn bring_up(
         resources: Default::default(),
         cgroup,
     };
-    match steps(shared, record.clone()).await {
+    let mut told = None;
+    match steps(shared, record.clone(), &mut told).await {
         Ok(up) => Ok(up),
         Err(error) => {
             tracing::warn!(pod = %id, error = %crate::chain(&error), "a pod could not be brought up");
+            if let Some(told) = told {
+                crate::nri::undo_pod(shared, &told).await;
+            }
             Err((error, undo(shared, record).await))
         }
     }
@@ -123,7 +130,12 @@ pub(crate) fn hostname(shared: &Shared, id: &SandboxId, spec: &PodSpec) -> Strin
     }
 }
 
-async fn steps(shared: &Arc<Shared>, mut record: PodRecord) -> Result<Up, PodError> {
+/// `told` becomes the record that plugins are told of, once they are.
+async fn steps(
+    shared: &Arc<Shared>,
+    mut record: PodRecord,
+    told: &mut Option<PodRecord>,
+) -> Result<Up, PodError> {
     let own_network = record.spec.security.namespaces.network != NamespaceMode::Node;
     crate::user::check_pod(shared, &record.spec)?;
     let own_users = crate::user::of_pod(&record.spec).is_some();
@@ -150,6 +162,12 @@ async fn steps(shared: &Arc<Shared>, mut record: PodRecord) -> Result<Up, PodErr
     record.monitor = pid;
     record.network = attached?;
     let monitor = uncommitted.monitor.clone();
+    let ticket = shared.nri.begin();
+    let asked = crate::nri::run_pod(shared, &ticket, &record).await;
+    if shared.nri.active() {
+        *told = Some(record.clone());
+    }
+    asked?;
     let _stage = stage("commit");
     // From here on it stays when we go: what is in its socket it reads before it sees the end. A record that cannot be
     // written still ends it.
@@ -168,7 +186,7 @@ async fn steps(shared: &Arc<Shared>, mut record: PodRecord) -> Result<Up, PodErr
         return Err(error);
     }
     uncommitted.armed = false;
-    Ok(Up { record, monitor, heard })
+    Ok(Up { record, monitor, heard, ticket })
 }
 
 /// The intent, and the pod's folder. The intent comes first: whatever is made from here on can be found again by the id

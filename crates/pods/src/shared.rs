@@ -1,6 +1,7 @@
 //! What all actors share.
 
 use std::collections::HashMap;
+use std::os::fd::AsFd as _;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,6 +11,7 @@ use bowline_cni::Cni;
 use bowline_image::Images;
 use bowline_model::SandboxId;
 use bowline_model::spec::PodMetadata;
+use bowline_nri::Nri;
 use bowline_plan::seccomp::SeccompCache;
 use bowline_store::Store;
 use tokio::sync::Notify;
@@ -50,6 +52,8 @@ pub(crate) struct Shared {
     pub events: Events,
     pub operations: Operations,
     pub checkpoints: Checkpoints,
+    /// Plugins.
+    pub nri: Nri,
     /// Wakes the reaper of links.
     pub dying_links: Notify,
     /// Network namespaces of pods that are down, kept until their links are gone too.
@@ -83,6 +87,7 @@ impl Shared {
         instance: String,
     ) -> Shared {
         Shared {
+            nri: Nri::new(config.nri.clone()),
             config,
             store,
             images,
@@ -138,9 +143,16 @@ impl Shared {
         use rustix::fs::{Mode, OFlags};
         let root = self.host.layout.unified().and_then(|number| self.host.roots.get(usize::from(number)));
         let open = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
-        let folder =
-            root.map(|root| rustix::fs::openat(root, self.monitors_cgroup().as_str(), open, Mode::empty()));
-        Ok(folder.transpose()?)
+        let Some(root) = root else { return Ok(None) };
+        let path = self.monitors_cgroup();
+        match rustix::fs::openat(root, path.as_str(), open, Mode::empty()) {
+            // Made at the daemon's start; whoever tidies up empty groups cannot know that it is needed.
+            Err(rustix::io::Errno::NOENT) => {
+                bowline_launch::make_cgroup(root.as_fd(), &std::ffi::CString::new(path.as_str())?)?;
+                Ok(Some(rustix::fs::openat(root, path.as_str(), open, Mode::empty())?))
+            }
+            other => Ok(Some(other?)),
+        }
     }
 
     /// The cgroup folder that holds everything of this daemon, below the root of each hierarchy.

@@ -19,6 +19,7 @@ use rustix::fs::{Mode, OFlags};
 use crate::PodError;
 use crate::error::doing;
 use crate::monitor::{Monitor, sealed};
+use crate::nri::{Change, keep, overlay};
 use crate::operations::stage;
 use crate::shared::{Shared, blocking, now};
 
@@ -263,27 +264,26 @@ fn show_owners(tree: &OwnedFd, user: &OwnedFd, recursive: bool, name: &str) -> R
 pub(crate) fn update(
     shared: &Shared,
     record: &ContainerRecord,
-    change: &bowline_model::spec::Resources,
+    change: &Change,
     running: bool,
 ) -> Result<bowline_model::spec::Resources, PodError> {
-    let old = &record.spec.resources;
-    let new = bowline_oci::merged_resources(old, change);
-    let linux = |resources| {
-        let mut notes = Vec::new();
-        bowline_oci::linux_resources(resources, &shared.host.facts, &mut notes)
-            .map_err(|error| PodError::Invalid(error.to_string()))
-    };
-    let (before, after) = (linux(old)?, linux(&new)?);
+    let new = bowline_oci::merged_resources(&record.spec.resources, &change.asked);
+    let mut stored: crate::create::Stored =
+        shared.store.read_config(&record.pod, &record.id).map_err(doing("read the container's spec"))?;
+    let limits = stored.spec.linux.as_mut().and_then(|linux| linux.resources.as_mut());
+    let before = limits.as_ref().map(|limits| (**limits).clone()).unwrap_or_default();
+    let mut after = bowline_oci::linux_resources(&new, &shared.host.facts, &mut Vec::new())
+        .map_err(|error| PodError::Invalid(error.to_string()))?;
+    keep(&before, &mut after);
+    overlay(&change.more, &mut after);
+    after.devices.clone_from(&before.devices);
     let update = bowline_plan::update(&before, &after, &shared.host.layout, &record.cgroup)
         .map_err(|error| PodError::Invalid(error.to_string()))?;
     if running {
         apply(shared, &update)?;
     }
-    let mut stored: crate::create::Stored =
-        shared.store.read_config(&record.pod, &record.id).map_err(doing("read the container's spec"))?;
-    if let Some(resources) = stored.spec.linux.as_mut().and_then(|linux| linux.resources.as_mut()) {
-        let devices = std::mem::take(&mut resources.devices);
-        *resources = bowline_model::runtime_spec::LinuxResources { devices, ..after };
+    if let Some(limits) = limits {
+        *limits = after;
     }
     shared
         .store

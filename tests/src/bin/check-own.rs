@@ -29,6 +29,8 @@ fn main() -> ExitCode {
     let status = Command::new(programs().join("bowline"))
         .args(["check", "--endpoint", &daemon.endpoint(), "--restart-cmd"])
         .arg(&restart)
+        .arg("--nri-socket")
+        .arg(daemon.nri_socket())
         .args(std::env::args().skip(1))
         .status();
     let last = fs::read_to_string(daemon.folder().join("pid")).ok().and_then(|text| text.trim().parse().ok());

@@ -1,5 +1,5 @@
 //! Runs a program against a daemon of its own: `with-daemon [--registry-config DIR] -- PROGRAM ARGS`, where
-//! `{endpoint}` in the arguments becomes the daemon's socket.
+//! `{endpoint}` in the arguments becomes the daemon's socket, and `{nri}` the path of its socket for NRI plugins.
 
 use std::process::{Command, ExitCode};
 
@@ -20,9 +20,9 @@ fn main() -> ExitCode {
     };
     let Some((program, rest)) = rest.split_first() else { return ExitCode::from(2) };
     let mut daemon = Daemon::start_with(&more);
-    let endpoint = daemon.endpoint();
-    let status =
-        Command::new(program).args(rest.iter().map(|arg| arg.replace("{endpoint}", &endpoint))).status();
+    let (endpoint, nri) = (daemon.endpoint(), daemon.nri_socket().display().to_string());
+    let filled = |arg: &String| arg.replace("{endpoint}", &endpoint).replace("{nri}", &nri);
+    let status = Command::new(program).args(rest.iter().map(filled)).status();
     daemon.stop();
     match status {
         Ok(status) => ExitCode::from(status.code().map_or(1, |code| code.clamp(0, 255) as u8)),

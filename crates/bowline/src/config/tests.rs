@@ -127,6 +127,15 @@ fn every_key_is_documented() {
             stall_timeout_seconds: NonZeroU32::new(1),
             pinned: Vec::new(),
         },
+        nri: NriSettings {
+            socket_path: Some("/s".into()),
+            plugin_path: Some("/p".into()),
+            plugin_config_path: Some("/c".into()),
+            registration_timeout_seconds: NonZeroU32::new(1),
+            request_timeout_seconds: NonZeroU32::new(1),
+            synchronize_timeout_seconds: NonZeroU32::new(1),
+            ..NriSettings::default()
+        },
         ..Settings::default()
     };
     for (key, value) in Table::try_from(settings).unwrap() {
@@ -141,4 +150,22 @@ fn every_key_is_documented() {
             );
         }
     }
+}
+
+#[test]
+fn daemons_side_by_side_have_plugins_of_their_own() {
+    let nri = |text: &str| {
+        let config = Files::new(&[("config.toml", text)]).load(Flags::default()).unwrap();
+        config.nri.map(|nri| (nri.socket, nri.config.plugin_folder))
+    };
+    let socket = Some(PathBuf::from("/var/run/nri/nri.sock"));
+    assert_eq!(nri(""), Some((socket, PathBuf::from("/opt/nri/plugins"))));
+    let own = (Some(PathBuf::from("/x/nri.sock")), PathBuf::from("/x/nri-plugins"));
+    assert_eq!(nri("state = \"/x\"\n"), Some(own));
+    let named = nri("state = \"/x\"\n[nri]\nsocket_path = \"/y/s\"\nplugin_path = \"/z\"\n");
+    assert_eq!(named, Some((Some(PathBuf::from("/y/s")), PathBuf::from("/z"))));
+    assert_eq!(nri("[nri]\ndisable_connections = true\n").map(|(socket, _)| socket), Some(None));
+    assert_eq!(nri("[nri]\nenable = false\n"), None);
+    assert!(problem("[nri]\nplugin_path = \"opt\"\n").contains("nri.plugin_path"));
+    assert!(problem("[nri]\nrequest_timeout_seconds = 0\n").starts_with("/config.toml:2: "));
 }

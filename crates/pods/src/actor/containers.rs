@@ -1,5 +1,7 @@
 //! Containers, as the actor sees them.
 
+use bowline_nri::api::Event as NriEvent;
+
 use super::*;
 use crate::view::ContainerView;
 
@@ -69,6 +71,7 @@ impl Actor {
             slot,
             created_at: self.shared.created_now(),
             restore,
+            before: self.shared.nri.active().then(|| self.turns.settled()),
         };
         self.creating.insert(key.clone(), Creating { spec: Arc::new(spec), slot, waiting: vec![reply] });
         let (shared, pod) = (self.shared.clone(), self.record.clone());
@@ -104,7 +107,9 @@ impl Actor {
             Ok(made) => {
                 let id = made.record.id.clone();
                 self.put(made.record, Life::Created, Some(Arc::new(made.compiled)));
+                drop(made.ticket);
                 self.tell_of(&id, PodEventKind::Created);
+                self.tell_plugins(&id, NriEvent::PostCreateContainer);
                 Ok(id)
             }
             Err(error) => {
@@ -137,6 +142,8 @@ impl Actor {
             removal: false,
             wake_at,
             stop: None,
+            told_stop: false,
+            told_removal: false,
         };
         self.containers.insert(id.clone(), container);
         self.show_container(&id);
@@ -188,17 +195,20 @@ impl Actor {
     }
 
     /// Tells of what a container's life came to. An end that is heard of before the start tells of both.
-    fn tell_change(&self, id: &ContainerId, before: &Life) {
+    fn tell_change(&mut self, id: &ContainerId, before: &Life) {
         let Some(container) = self.containers.get(id) else { return };
         let ran = |life: &Life| match life {
             Life::Created | Life::Starting { .. } => false,
             Life::Running { .. } | Life::Stopping { .. } => true,
             Life::Exited { started_at, .. } => *started_at != 0,
         };
-        if !ran(before) && ran(&container.life) {
+        let started = !ran(before) && ran(&container.life);
+        let ended = matches!(container.life, Life::Exited { .. }) && !matches!(before, Life::Exited { .. });
+        if started {
             self.tell_of(id, PodEventKind::Started);
+            self.tell_plugins(id, NriEvent::PostStartContainer);
         }
-        if matches!(container.life, Life::Exited { .. }) && !matches!(before, Life::Exited { .. }) {
+        if ended {
             self.tell_of(id, PodEventKind::Stopped);
         }
     }
@@ -214,9 +224,8 @@ impl Actor {
             container.stop = None;
             container.plan = None;
             container.compiled = None;
-            for reply in container.stopping.drain(..) {
-                let _ = reply.send(Ok(()));
-            }
+            let waiting = std::mem::take(&mut container.stopping);
+            self.tell_stop(id, waiting);
         }
     }
 
@@ -282,6 +291,7 @@ impl Actor {
         let (compiled, monitor) = (container.compiled.clone(), self.monitor.clone());
         let pids = pids(&self.spec, &container.spec);
         let (operations, name) = (self.shared.operations.clone(), container.spec.name.clone());
+        let told = self.told(id);
         let (id, spec) = (id.clone(), self.spec.clone());
         self.tasks.spawn(async move {
             let result = async {
@@ -295,6 +305,9 @@ impl Actor {
                     };
                     (exit, error)
                 };
+                if let Some(told) = told {
+                    told.ask(NriEvent::StartContainer, "start the container").await.map_err(failed)?;
+                }
                 let monitor = monitor.ok_or_else(|| {
                     failed(PodError::State("the pod's monitor is gone; the pod must be made anew".into()))
                 })?;
@@ -432,6 +445,8 @@ impl Actor {
         let Some(container) = self.containers.get_mut(id) else { return };
         container.removal = true;
         let ran = !matches!(container.life, Life::Created);
+        let told = self.take_removal(id);
+        let Some(container) = self.containers.get_mut(id) else { return };
         let (shared, monitor) = (self.shared.clone(), self.monitor.clone());
         let (record, id) = (container.record.clone(), id.clone());
         let images = self.shared.images.clone();
@@ -441,6 +456,9 @@ impl Actor {
         let stay = self.shared.operations.begin("RemoveContainer", &id, &record.spec.name);
         self.tasks.spawn(async move {
             let _stay = stay;
+            if let Some((told, stop)) = told {
+                told.tell_removal(stop).await;
+            }
             if let Some(monitor) = monitor.filter(|_| ran) {
                 let _ = monitor.call(Request::Forget { container: *id.as_bytes() }, &[]).await;
             }
@@ -475,6 +493,7 @@ impl Actor {
             self.slots.remove(&container.record.slot);
             self.containers.remove(id);
             self.shared.views.remove_container(id);
+            self.shared.nri.gone(&id.to_string());
             self.tell_of(id, PodEventKind::Deleted);
         }
         for reply in waiting {
@@ -524,7 +543,13 @@ impl Actor {
         Ok(Ticket { container: id.clone(), plan, monitor })
     }
 
-    pub(super) fn update(&mut self, id: &ContainerId, resources: Resources, reply: Reply<()>) {
+    pub(super) fn update(
+        &mut self,
+        id: &ContainerId,
+        resources: Resources,
+        by_plugin: Option<Box<Change>>,
+        reply: Reply<()>,
+    ) {
         let Some(container) = self.containers.get(id) else {
             let _ = reply.send(Err(PodError::NotFound { what: "container", id: id.to_string() }));
             return;
@@ -534,14 +559,28 @@ impl Actor {
             return;
         }
         let running = container.life.is_live();
-        let (shared, record, id) = (self.shared.clone(), container.record.clone(), id.clone());
+        let (shared, record) = (self.shared.clone(), container.record.clone());
+        let told = if by_plugin.is_none() { self.told(id) } else { None };
+        let id = id.clone();
         let stay = self.shared.operations.begin("UpdateContainerResources", &id, &record.spec.name);
         self.tasks.spawn(async move {
             let _stay = stay;
-            let result = blocking("update a container's limits", move || {
-                crate::start::update(&shared, &record, &resources, running)
-            });
-            Done::Updated { id, result: result.await, reply }
+            let tell = told.is_some();
+            let change = match (by_plugin, told) {
+                (Some(change), _) => Ok(*change),
+                (None, Some(told)) => told.ask_limits(&resources).await,
+                (None, None) => Ok(Change { asked: resources, ..Change::default() }),
+            };
+            let result = match change {
+                Ok(change) => {
+                    blocking("update a container's limits", move || {
+                        crate::start::update(&shared, &record, &change, running)
+                    })
+                    .await
+                }
+                Err(error) => Err(error),
+            };
+            Done::Updated { id, result, tell, reply }
         });
     }
 
@@ -549,6 +588,7 @@ impl Actor {
         &mut self,
         id: &ContainerId,
         result: Result<Resources, PodError>,
+        tell: bool,
         reply: Reply<()>,
     ) {
         let answer = match (result, self.containers.get_mut(id)) {
@@ -559,6 +599,9 @@ impl Actor {
                 container.compiled = None;
                 self.record_container(id);
                 self.show_container(id);
+                if tell {
+                    self.tell_plugins(id, NriEvent::PostUpdateContainer);
+                }
                 Ok(())
             }
             (Ok(_), None) => Err(PodError::NotFound { what: "container", id: id.to_string() }),

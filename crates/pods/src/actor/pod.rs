@@ -1,5 +1,7 @@
 //! The pod as a whole: down, gone, or without its monitor.
 
+use bowline_nri::api::Event as NriEvent;
+
 use super::*;
 use crate::files;
 
@@ -20,6 +22,19 @@ impl Actor {
 
     /// Takes note of what the pod is to have; what the call leaves out stays.
     pub(super) fn update_pod(
+        &mut self,
+        overhead: Option<Box<Resources>>,
+        sum: Option<Box<Resources>>,
+        reply: Reply<()>,
+    ) {
+        if self.shared.nri.active() {
+            self.ask_pod_update(overhead, sum, reply);
+        } else {
+            self.apply_pod_update(overhead, sum, reply);
+        }
+    }
+
+    pub(super) fn apply_pod_update(
         &mut self,
         overhead: Option<Box<Resources>>,
         sum: Option<Box<Resources>>,
@@ -96,7 +111,11 @@ impl Actor {
             self.heard = None;
             let ran = self.containers.values().filter(|container| !matches!(container.life, Life::Created));
             let cgroups: Vec<String> = ran.map(|container| container.record.cgroup.clone()).collect();
+            let told = self.take_stop();
             self.tasks.spawn(async move {
+                if let Some(told) = told {
+                    told.tell(NriEvent::StopPodSandbox).await;
+                }
                 let down = stop_pod::take_down(&shared, &record, monitor, &cgroups);
                 let name = &record.spec.metadata.name;
                 let result = shared.operations.run("StopPodSandbox", &record.id, name, down).await;
@@ -143,11 +162,15 @@ impl Actor {
     /// Containers first, each by its own removal; then the record.
     fn go_on_removing_pod(&mut self) {
         if self.containers.is_empty() {
+            if !self.removal_is_told() {
+                return;
+            }
             let removed = self.shared.store.remove_pod(&self.record.id);
             match removed.map_err(doing("remove the pod's record")) {
                 Ok(()) => {
                     let (views, id) = (&self.shared.views, &self.record.id);
                     let last = views.remove_pod(id);
+                    self.shared.nri.gone(&id.to_string());
                     self.shared.events.pod(views, PodEventKind::Deleted, id, last);
                     self.shared.rates.forget(&self.record.cgroup);
                     self.shared.files.forget(&self.record.cgroup);
