@@ -38,15 +38,15 @@ impl Drop for Small {
 }
 
 async fn exit_of(client: &mut Client, id: &str) -> v1::ContainerStatus {
-    let started = std::time::Instant::now();
-    loop {
-        let status = client.status(id).await.expect("its status");
-        if status.state() == v1::ContainerState::ContainerExited {
-            return status;
-        }
-        assert!(started.elapsed() < Duration::from_secs(30), "it does not end: {status:?}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    let mut last = v1::ContainerStatus::default();
+    let now = tokio::runtime::Handle::current();
+    tokio::task::block_in_place(|| {
+        wait_for("it ends", Duration::from_secs(30), || {
+            last = now.block_on(client.status(id)).expect("its status");
+            last.state() == v1::ContainerState::ContainerExited
+        });
+    });
+    last
 }
 
 /// Root and state on one full file system.

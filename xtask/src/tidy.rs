@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::build::root;
 
 /// Crates and their ranks: a crate may use only crates of a lower rank (ARCHITECTURE.md).
-const RANKS: [(&str, u32); 23] = [
+const RANKS: [(&str, u32); 24] = [
     ("linux", 0),
     ("model", 0),
     ("cri-proto", 0),
@@ -19,6 +19,7 @@ const RANKS: [(&str, u32); 23] = [
     ("store", 1),
     ("oci", 1),
     ("plan", 1),
+    ("criu", 1),
     ("launch", 1),
     ("cni", 1),
     ("nri", 1),

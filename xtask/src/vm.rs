@@ -27,7 +27,7 @@ cargo xtask vm smoke
 
 Runs COMMAND as root in a guest with a Debian kernel and cgroup v2, and ends with its exit code.
 `smoke` alone runs the part of `bowline check` that `cargo xtask test` runs in both kernels' guests.
-On the guest's PATH: bowline, check-own, with-daemon, demo, and the tests of tests/ by their names (takeover, leftovers, ..).
+On the guest's PATH: bowline, check-own, with-daemon, demo, criu, and the tests of tests/ by their names (takeover, ..).
 
   --kernel    6.1 (bookworm, default) or 6.12 (its backports)
   --systemd   Debian with systemd as PID 1; else a bare init

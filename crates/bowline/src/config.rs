@@ -64,6 +64,17 @@ pub(crate) struct Settings {
     pub(crate) streaming: StreamingSettings,
     /// Plugins.
     pub(crate) nri: NriSettings,
+    /// Checkpoint and restore.
+    pub(crate) checkpoint: CheckpointSettings,
+}
+
+/// `[checkpoint]`.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct CheckpointSettings {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) criu: Option<PathBuf>,
+    pub(crate) restore: bool,
 }
 
 /// `[metrics]`.

@@ -169,6 +169,9 @@ async fn serve(config: Config) -> Result<(), ServeError> {
     if let Some(seconds) = config.settings.paths.timeout_seconds {
         pods_config.path_patience = Duration::from_secs(seconds.get().into());
     }
+    let checkpoint = &config.settings.checkpoint;
+    pods_config.checkpoint =
+        bowline_pods::CheckpointConfig { criu: checkpoint.criu.clone(), restore: checkpoint.restore };
     pods_config.nri = config.nri.as_ref().map(|nri| nri.config.clone());
     let pods = Pods::open(pods_config, store, images.clone(), cni.clone())
         .await

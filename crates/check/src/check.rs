@@ -5,6 +5,7 @@ mod judge;
 mod print;
 
 mod apparmor;
+mod checkpoint;
 mod codes;
 mod config;
 mod container;
@@ -153,6 +154,7 @@ fn cases() -> Vec<&'static Case> {
         userns::CASES,
         apparmor::CASES,
         selinux::CASES,
+        checkpoint::CASES,
         resources::CASES,
         oom::CASES,
         devices::CASES,

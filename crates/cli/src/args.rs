@@ -47,6 +47,8 @@ pub enum ClientCommand {
     Start(ContainersArgs),
     /// Stop containers
     Stop(StopArgs),
+    /// Write a running container into an archive; it goes on
+    Checkpoint(CheckpointArgs),
     /// Remove containers
     Rm(RmArgs),
     /// Stop pods
@@ -291,6 +293,18 @@ pub struct StopArgs {
     /// Ids, starts of ids, or names
     #[arg(required = true)]
     pub(crate) containers: Vec<String>,
+}
+
+/// `checkpoint`
+#[derive(Debug, Args)]
+pub struct CheckpointArgs {
+    /// Seconds that it may take; 0 is no limit
+    #[arg(long, short, default_value_t = 600)]
+    pub(crate) time: i64,
+    /// Id, start of an id, or name
+    pub(crate) container: String,
+    /// The archive; one that is there is replaced
+    pub(crate) archive: std::path::PathBuf,
 }
 
 /// `rm`

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bowline_cri_proto::v1;
 use serde_json::json;
 
-use crate::args::{ContainersArgs, InspectArgs, Output, PsArgs, RmArgs, State, StopArgs};
+use crate::args::{CheckpointArgs, ContainersArgs, InspectArgs, Output, PsArgs, RmArgs, State, StopArgs};
 use crate::client::Client;
 use crate::failure::{Done, Failure, doing, each};
 use crate::info::lift_info;
@@ -152,6 +152,22 @@ pub(crate) async fn stop_one(client: &Client, id: &str, grace: i64) -> Result<()
     let request = client.request_within(request, Duration::from_secs(grace.max(0) as u64));
     let stopped = client.runtime().stop_container(request).await;
     stopped.map(|_| ()).map_err(doing(format!("stop container {}", short(id, false))))
+}
+
+/// The daemon writes the file, so its path is made absolute here.
+pub(crate) async fn checkpoint(client: &Client, args: &CheckpointArgs) -> Done {
+    let all = all_containers(client).await?;
+    let container = pick(&all, &args.container)?;
+    let location = std::path::absolute(&args.archive);
+    let location = location.map_err(|error| Failure::new(format!("{}: {error}", args.archive.display())))?;
+    let location = location.to_string_lossy().into_owned();
+    let request =
+        v1::CheckpointContainerRequest { container_id: container.id.clone(), location, timeout: args.time };
+    let limit = Duration::from_secs(args.time.max(0) as u64);
+    let written = client.runtime().checkpoint_container(client.request_within(request, limit)).await;
+    written.map_err(doing(format!("checkpoint container {}", short(&container.id, false))))?;
+    print_line(&container.id)?;
+    Ok(0)
 }
 
 pub(crate) async fn remove(client: &Client, args: &RmArgs) -> Done {

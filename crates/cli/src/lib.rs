@@ -107,6 +107,7 @@ async fn dispatch(args: ClientArgs) -> Done {
         ClientCommand::Create(args) => create::create(&client, &args).await,
         ClientCommand::Start(args) => containers::start(&client, &args).await,
         ClientCommand::Stop(args) => containers::stop(&client, &args).await,
+        ClientCommand::Checkpoint(args) => containers::checkpoint(&client, &args).await,
         ClientCommand::Rm(args) => containers::remove(&client, &args).await,
         ClientCommand::Inspect(args) => containers::inspect(&client, &args).await,
         ClientCommand::Exec(args) => exec::exec(&client, args).await,

@@ -16,7 +16,8 @@ pub(crate) async fn create_container(
     let pod = find::pod_id(pods, &request.pod_sandbox_id)?;
     let spec = container::spec(request.config).map_err(|refused| codes::of_refused(&refused))?;
     // Nothing is pulled here; the kubelet did, or it is told which image is missing.
-    if pods.images().resolve(&spec.image.image).is_none() {
+    // A path is a checkpoint's archive, which brings its own image's id (CRI-O takes such names as well).
+    if !spec.image.image.starts_with('/') && pods.images().resolve(&spec.image.image).is_none() {
         let missing = PodError::NotFound { what: "image", id: spec.image.image };
         return Err(codes::of_pod(&missing));
     }

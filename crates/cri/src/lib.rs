@@ -18,6 +18,7 @@ pub mod admin;
 mod answer;
 mod batches;
 mod calls;
+mod checkpoint;
 mod codes;
 mod container_stats;
 mod container_status;

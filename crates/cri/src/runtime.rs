@@ -26,7 +26,7 @@ use crate::status::status;
 use crate::stop_container::stop_container;
 use crate::update_container_resources::update_container_resources;
 use crate::update_pod_sandbox_resources::update_pod_sandbox_resources;
-use crate::{ServerInfo, codes, find, stream};
+use crate::{ServerInfo, checkpoint, codes, find, stream};
 
 /// The calls of RuntimeService.
 pub struct RuntimeCalls {
@@ -220,6 +220,25 @@ impl RuntimeService for RuntimeCalls {
             Ok(v1::ReopenContainerLogResponse {})
         })
         .await
+    }
+
+    async fn checkpoint_container(
+        &self,
+        request: Request<v1::CheckpointContainerRequest>,
+    ) -> Answer<v1::CheckpointContainerResponse> {
+        answer("CheckpointContainer", checkpoint::container(&self.pods, request.into_inner())).await
+    }
+
+    async fn checkpoint_pod(
+        &self,
+        request: Request<v1::CheckpointPodRequest>,
+    ) -> Answer<v1::CheckpointPodResponse> {
+        let deadline = checkpoint::deadline(request.metadata());
+        answer("CheckpointPod", checkpoint::pod(&self.pods, request.into_inner(), deadline)).await
+    }
+
+    async fn restore_pod(&self, request: Request<v1::RestorePodRequest>) -> Answer<v1::RestorePodResponse> {
+        answer("RestorePod", checkpoint::restore_pod(&self.pods, request.into_inner())).await
     }
 
     async fn exec_sync(&self, request: Request<v1::ExecSyncRequest>) -> Answer<v1::ExecSyncResponse> {

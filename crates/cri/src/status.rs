@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use bowline_cni::NetworkStatus;
 use bowline_cri_proto::v1;
-use bowline_pods::{NRI_VERSION, PluginState, Pods};
+use bowline_pods::{Ability, NRI_VERSION, PluginState, Pods};
 use serde_json::json;
 
 use crate::ServerInfo;
@@ -20,7 +20,10 @@ pub(crate) fn status(pods: &Pods, server: &ServerInfo, verbose: bool) -> v1::Sta
     };
     v1::StatusResponse {
         status: Some(v1::RuntimeStatus { conditions }),
-        info: if verbose { info(server, &pods.cni().status(), &pods.plugins().0) } else { BTreeMap::new() },
+        info: match verbose {
+            true => info(server, &pods.cni().status(), &pods.checkpoint_ability(), &pods.plugins().0),
+            false => BTreeMap::new(),
+        },
         // The empty name is the default handler.
         runtime_handlers: vec![v1::RuntimeHandler { name: String::new(), features: Some(features) }],
         features: Some(v1::RuntimeFeatures {
@@ -40,7 +43,12 @@ fn network(status: NetworkStatus) -> v1::RuntimeCondition {
 }
 
 /// For `crictl info`. A value that starts with a brace is a JSON object; crictl counts on it.
-fn info(server: &ServerInfo, network: &NetworkStatus, plugins: &[PluginState]) -> BTreeMap<String, String> {
+fn info(
+    server: &ServerInfo,
+    network: &NetworkStatus,
+    checkpoint: &Ability,
+    plugins: &[PluginState],
+) -> BTreeMap<String, String> {
     let plugin = |plugin: &PluginState| {
         json!({
             "name": plugin.name,
@@ -61,7 +69,19 @@ fn info(server: &ServerInfo, network: &NetworkStatus, plugins: &[PluginState]) -
         ("nri".to_owned(), json!({ "version": NRI_VERSION, "plugins": plugins }).to_string()),
         // What tools for containerd look at: "OK", or why there is no network.
         ("lastCNILoadStatus".to_owned(), load_status(network)),
+        ("checkpoint".to_owned(), checkpoint_status(checkpoint)),
     ])
+}
+
+fn checkpoint_status(ability: &Ability) -> String {
+    match ability {
+        Ability::Unknown => "criu is still being asked".to_owned(),
+        Ability::None(why) => format!("no: {why}"),
+        Ability::Checkpoint(criu) => {
+            format!("checkpoint by criu {}; restoring is off ([checkpoint] restore)", criu.version)
+        }
+        Ability::Restore(criu) => format!("checkpoint and restore by criu {}", criu.version),
+    }
 }
 
 fn load_status(network: &NetworkStatus) -> String {
@@ -94,9 +114,10 @@ mod tests {
             settings: json!({}),
         };
         let network = NetworkStatus::NotReady { reason: "NetworkPluginNotReady", message: "none".into() };
-        let info = info(&server, &network, &[]);
+        let info = info(&server, &network, &Ability::None("there is no criu".into()), &[]);
         let config: serde_json::Value = serde_json::from_str(&info["config"]).unwrap();
         assert_eq!(info["lastCNILoadStatus"], "NetworkPluginNotReady: none");
+        assert_eq!(info["checkpoint"], "no: there is no criu");
         assert_eq!((&config["stateDir"], &config["rootDir"]), (&json!("/run/x"), &json!("/var/x")));
     }
 }

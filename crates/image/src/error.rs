@@ -205,3 +205,20 @@ pub enum ExportError {
         source: io::Error,
     },
 }
+
+/// An archive could not be unpacked.
+#[derive(Debug, thiserror::Error)]
+pub enum UnpackError {
+    /// It is damaged, or asks for what is refused.
+    #[error("the archive is damaged: {0}")]
+    Corrupt(String),
+    /// A limit.
+    #[error("the archive is too large: {0}")]
+    TooLarge(String),
+    /// The file system is full.
+    #[error("there is no room for it: {0}")]
+    DiskFull(String),
+    /// The file system or the machinery failed.
+    #[error("could not unpack the archive")]
+    Io(#[from] io::Error),
+}

@@ -375,13 +375,13 @@ fn explain(layer: Digest, failure: Failure) -> PullError {
 }
 
 /// An unpack worker, as a process or a thread.
-enum Running {
+pub(crate) enum Running {
     Process(std::process::Child),
     Thread(std::thread::JoinHandle<io::Result<()>>),
 }
 
 impl Running {
-    fn start(unpacker: &Unpacker, socket: OwnedFd) -> io::Result<Running> {
+    pub(crate) fn start(unpacker: &Unpacker, socket: OwnedFd) -> io::Result<Running> {
         match unpacker {
             Unpacker::InProcess => {
                 let work = move || crate::unpack::serve(socket, false);
@@ -396,7 +396,7 @@ impl Running {
     }
 
     /// Waits for the end and says how it came. Socket and pipe are closed by now, so the worker has nothing left to wait for.
-    fn wait(self) -> String {
+    pub(crate) fn wait(self) -> String {
         match self {
             Running::Process(mut child) => match child.wait() {
                 Ok(status) => format!("ended with {status}"),

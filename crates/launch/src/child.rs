@@ -112,6 +112,9 @@ fn go_on(prepared: &Prepared<'_>) -> Outcome {
         None => None,
     };
     rustix::process::setsid().map_err(at(Stage::Terminal, 0))?;
+    if let (Some(restorer), Some(root)) = (&prepared.request.restorer, &assembled) {
+        return crate::lend::hand_over(prepared, restorer, root.as_fd());
+    }
     let place = assembled.as_ref().map(|root| root.as_fd());
     if plan.terminal {
         terminal::open(prepared, place)?;
@@ -285,7 +288,7 @@ fn hold(prepared: &Prepared<'_>) -> Outcome {
 
 /// The launcher's death ends the container. A change of user clears the wish, so it comes after it; whether the
 /// launcher died before that shows on its pidfd. (The sync socket would not tell: the child has both its ends.)
-fn die_with_launcher(prepared: &Prepared<'_>) -> Outcome {
+pub(crate) fn die_with_launcher(prepared: &Prepared<'_>) -> Outcome {
     let Some(launcher) = &prepared.launcher_process else { return Ok(()) };
     let kill = rustix::process::Signal::KILL;
     rustix::process::set_parent_process_death_signal(Some(kill)).map_err(at(Stage::Orphaned, 0))?;

@@ -24,6 +24,7 @@
 mod cgroups;
 mod child;
 mod credentials;
+mod lend;
 mod report;
 mod root;
 mod terminal;
@@ -79,7 +80,33 @@ pub struct Request<'a> {
     pub streams: [BorrowedFd<'a>; 3],
     /// PID namespace (or a process in it) to be born in.
     pub pid_namespace: Option<BorrowedFd<'a>>,
+    /// Run another program instead of the plan's, which brings processes back into the root that was assembled.
+    pub restorer: Option<Restorer<'a>>,
 }
+
+/// A program of the host's that gets a container's root, its cgroups and its streams, and has its own credentials.
+///
+/// It runs in a copy of a mount namespace of the host's. In that, at `place`, lies a file system of our own: `root` is the
+/// container's root without the mounts in it, and `0`, `1` and so on are what is at `parts`, each by itself. So the
+/// program reaches all by paths in which nothing of the container's has a say.
+#[derive(Clone, Copy)]
+pub struct Restorer<'a> {
+    /// Program (an absolute path) and arguments.
+    pub argv: &'a [CString],
+    /// The mount namespace.
+    pub mounts: BorrowedFd<'a>,
+    /// A folder in it.
+    pub place: &'a CStr,
+    /// Paths in the container's root; at most [`MAX_PARTS`].
+    pub parts: &'a [CString],
+    /// Its standard input.
+    pub service: BorrowedFd<'a>,
+    /// Its standard output and error. The container's streams are left open, under the numbers that they have here.
+    pub output: BorrowedFd<'a>,
+}
+
+/// The most mounts of a container that is restored.
+pub const MAX_PARTS: usize = 512;
 
 /// A process on its way to `execve`.
 #[derive(Debug)]
@@ -145,6 +172,8 @@ pub(crate) struct Prepared<'a> {
     volumes: Vec<volume::Volume>,
     /// The root and the image volumes, where they are mounted before a user namespace is entered.
     outside: Outside,
+    /// Argv of the program that restores, and places for the trees that it gets.
+    lent: Option<lend::Lent>,
     /// `tasks` files of cgroup v1 folders to join at once.
     tasks: Vec<OwnedFd>,
     /// Or such folders to join when they are there.
@@ -217,6 +246,7 @@ pub fn launch(launcher: &Launcher<'_>, request: &Request<'_>) -> Result<Launched
             ..Outside::default()
         },
         volumes,
+        lent: request.restorer.as_ref().map(lend::Lent::new),
         tasks: groups.tasks,
         late,
         sync: theirs.as_fd(),
@@ -224,9 +254,12 @@ pub fn launch(launcher: &Launcher<'_>, request: &Request<'_>) -> Result<Launched
     };
     // A container in a user namespace is born twice: its namespaces must be made from inside.
     let twice = launcher.user.is_some() && plan.rootfs.is_some();
+    // Whoever restores makes the PID namespace: its first process is one of those that come back.
+    let later = if request.restorer.is_some() { ns::CGROUP | ns::PID } else { ns::CGROUP };
+    let namespaces = plan.new_namespaces & !later;
     let home = enter_pid_namespace(request.pid_namespace.filter(|_| !twice))?;
     let options = clone::CloneOptions {
-        namespaces: if twice { ns::MOUNT } else { plan.new_namespaces & !ns::CGROUP },
+        namespaces: if twice { ns::MOUNT } else { namespaces },
         cgroup: groups.unified.as_ref().map(AsFd::as_fd),
         sibling: false,
     };
@@ -269,6 +302,11 @@ fn check(request: &Request<'_>) -> Result<(), LaunchError> {
         && !known(fd)
     {
         return Err(LaunchError::BadPlan("the root's descriptor is missing"));
+    }
+    if let Some(restorer) = &request.restorer
+        && (plan.rootfs.is_none() || restorer.argv.is_empty() || restorer.parts.len() > MAX_PARTS)
+    {
+        return Err(LaunchError::BadPlan("nothing can be restored by it"));
     }
     let joins = plan.join_namespaces.iter().all(|join| known(join.fd));
     let trees = plan.steps.iter().all(|step| match step {

@@ -41,10 +41,12 @@ pub enum Stage {
     Exec = 15,
     /// The launcher is gone.
     Orphaned = 16,
+    /// Handing the root to the program that restores.
+    Lend = 17,
 }
 
 impl Stage {
-    const ALL: [Stage; 17] = [
+    const ALL: [Stage; 18] = [
         Stage::Cgroup,
         Stage::Namespace,
         Stage::Propagation,
@@ -62,6 +64,7 @@ impl Stage {
         Stage::Hold,
         Stage::Exec,
         Stage::Orphaned,
+        Stage::Lend,
     ];
 
     /// The stage of this number.
@@ -89,6 +92,7 @@ impl Stage {
             Stage::Hold => "waiting to be started",
             Stage::Exec => "running the program",
             Stage::Orphaned => "finding its monitor alive",
+            Stage::Lend => "handing its root to criu",
         }
     }
 }

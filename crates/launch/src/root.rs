@@ -206,17 +206,17 @@ fn apply(tree: BorrowedFd<'_>, change: &Change<'_>) -> Result<(), Errno> {
     mount::change(tree, change).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
 }
 
-fn attach(tree: BorrowedFd<'_>, place: BorrowedFd<'_>) -> Result<(), Errno> {
+pub(crate) fn attach(tree: BorrowedFd<'_>, place: BorrowedFd<'_>) -> Result<(), Errno> {
     let both = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     move_mount(tree, c"", place, c"", both)
 }
 
-fn like(tree: BorrowedFd<'_>) -> Result<Make, Errno> {
+pub(crate) fn like(tree: BorrowedFd<'_>) -> Result<Make, Errno> {
     let stat = rustix::fs::statat(tree, c"", AtFlags::EMPTY_PATH)?;
     Ok(if FileType::from_raw_mode(stat.st_mode) == FileType::Directory { Make::Dir } else { Make::File })
 }
 
-fn new_file_system(
+pub(crate) fn new_file_system(
     fstype: &CStr,
     name: &CStr,
     options: &[(std::ffi::CString, Option<std::ffi::CString>)],
@@ -315,7 +315,7 @@ pub(crate) struct Name {
 }
 
 impl Name {
-    fn new(text: &[u8]) -> Result<Name, Errno> {
+    pub(crate) fn new(text: &[u8]) -> Result<Name, Errno> {
         let mut bytes = [0u8; 4096];
         if text.len() >= bytes.len() || text.contains(&0) {
             return Err(Errno::NAMETOOLONG);

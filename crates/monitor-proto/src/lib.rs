@@ -110,6 +110,24 @@ wire_enum! {
             /// Which.
             container: Id,
         },
+        /// Runs a program of the host's beside the containers, in the monitor's namespaces but for mounts. Descriptors: plan,
+        /// then standard input, output and error, then the plan's own. Answered with [`Answer::Launched`]; known by its
+        /// operation as an exec is.
+        Run = 14,
+        /// Has a container brought back by criu. Descriptors: plan, then the log file if `launch.log`, then a mount namespace,
+        /// criu's socket, a file for what it prints, then the plan's own. Answered with [`Answer::Restoring`] once criu runs.
+        Restore = 15 {
+            /// How.
+            restore: Restore,
+        },
+        /// The first process of a container that criu brings back, before it is let go. Answered with [`Answer::Launched`].
+        /// Said again once it was looked at; until then the container ends with the connection.
+        Restored = 16 {
+            /// Which.
+            container: Id,
+            /// Its process, a child of the monitor.
+            pid: i32,
+        },
     }
 }
 
@@ -198,6 +216,21 @@ wire_struct! {
         pub stdin: bool,
         /// Where its PID namespace comes from.
         pub pids: Pids,
+    }
+}
+
+wire_struct! {
+    /// A container to bring back.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub struct Restore {
+        /// What and how; the plan's program is not run.
+        pub launch: Launch,
+        /// criu and its arguments; the first is an absolute path in the mount namespace that comes along.
+        pub criu: Vec<std::ffi::CString>,
+        /// A folder in that namespace, on which criu finds the container's mounts.
+        pub place: std::ffi::CString,
+        /// Paths of mounts in the container's root that criu binds.
+        pub parts: Vec<std::ffi::CString>,
     }
 }
 
@@ -320,6 +353,17 @@ wire_enum! {
             input: bool,
             /// It is a terminal.
             terminal: bool,
+        },
+        /// To [`Request::Restore`]: criu runs, and waits for its request.
+        Restoring = 7 {
+            /// criu.
+            pid: i32,
+            /// Under which numbers criu has what becomes the container's standard input.
+            stdin: i32,
+            /// The same for standard output.
+            stdout: i32,
+            /// The same for standard error.
+            stderr: i32,
         },
     }
 }

@@ -31,6 +31,11 @@ pub enum Life {
         /// Everybody who asked for it.
         waiting: Vec<Waiting>,
     },
+    /// criu runs, and makes its processes; the container's process is criu until then.
+    Restoring {
+        /// Who asked for it.
+        peer: PeerId,
+    },
     /// The program runs.
     Running,
     /// It ended; the log thread reads what is left.
@@ -69,6 +74,11 @@ pub struct Container {
     pub input_of: Option<crate::attach::Number>,
     /// Our end of its terminal, for its size.
     pub terminal: Option<OwnedFd>,
+    /// criu brings it back: the numbers under which that has its standard streams.
+    pub restored_with: Option<[i32; 3]>,
+    /// criu has brought it back, and the daemon on this connection has not looked at it yet. It ends with that connection:
+    /// criu lets it go whether anybody looks or not.
+    pub unseen: Option<PeerId>,
 }
 
 /// Who waits for an attachment.
@@ -94,7 +104,7 @@ impl Container {
 
     /// Whether its program may run.
     pub fn is_live(&self) -> bool {
-        matches!(self.life, Life::Launching { .. } | Life::Running)
+        matches!(self.life, Life::Launching { .. } | Life::Restoring { .. } | Life::Running)
     }
 
     /// What a daemon hears of it.

@@ -15,6 +15,7 @@ use crate::setup::{self, Surroundings};
 
 mod attach;
 mod exit;
+mod restore;
 mod start;
 
 /// What an event is about; its number travels in the epoll event.
@@ -166,6 +167,7 @@ impl Control {
 
     fn lose(&mut self, id: PeerId) {
         self.peers.remove(id);
+        self.end_unseen(id);
         if id == self.parent && !self.committed {
             self.ending = true;
         }
@@ -193,6 +195,9 @@ impl Control {
             Request::State => Some(self.state()),
             Request::Namespaces => self.namespaces(peer, operation),
             Request::Forget { container } => Some(self.forget(&container)),
+            Request::Run => self.run_program(peer, operation, descriptors),
+            Request::Restore { restore } => self.restore(peer, operation, &restore, descriptors),
+            Request::Restored { container, pid } => Some(self.restored(&container, pid)),
             Request::Shutdown => {
                 self.kill_everything();
                 self.ending = true;

@@ -5,6 +5,7 @@
 //! for the same result. Every way out of an operation answers those who wait for it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,8 +30,9 @@ use crate::nri::{Change, Turns};
 use crate::shared::{Shared, blocking, now, random_id};
 use crate::start::{Started, start};
 use crate::view::PodView;
-use crate::{PodError, operations, run_pod, stop_pod};
+use crate::{PodError, checkpoint, operations, run_pod, stop_pod};
 
+mod checkpointing;
 mod containers;
 mod plugins;
 mod pod;
@@ -48,7 +50,17 @@ const MAX_CONTAINERS: usize = 512;
 pub(crate) enum Command {
     Create {
         spec: Box<ContainerSpec>,
+        /// An archive of a pod's checkpoint.
+        restore: Option<PathBuf>,
         reply: Reply<ContainerId>,
+    },
+    /// Writes running containers; `all`: they must be all that run.
+    Checkpoint {
+        ids: Vec<ContainerId>,
+        all: bool,
+        order: checkpoint::Order,
+        deadline: Option<std::time::Instant>,
+        reply: Reply<()>,
     },
     Start {
         id: ContainerId,
@@ -332,7 +344,10 @@ impl Actor {
 
     fn obey(&mut self, command: Command) {
         match command {
-            Command::Create { spec, reply } => self.create(*spec, reply),
+            Command::Create { spec, restore, reply } => self.create(*spec, restore, reply),
+            Command::Checkpoint { ids, all, order, deadline, reply } => {
+                self.checkpoint(&ids, all, order, deadline, reply);
+            }
             Command::Start { id, reply } => self.start(&id, reply),
             Command::Stop { id, kill_at, reply } => self.stop(&id, kill_at, reply),
             Command::Remove { id, reply } => self.remove(&id, reply),

@@ -19,6 +19,7 @@ use bowline_store::{
     ContainerRecord, ImageRecord, ImageVolumeRecord, LifeRecord, PodRecord, UserRecord, VERSION,
 };
 
+use crate::checkpoint::{self, TakenIn};
 use crate::error::doing;
 use crate::nri::{Making, Settled};
 use crate::shared::Shared;
@@ -41,6 +42,8 @@ pub(crate) struct Order {
     pub spec: ContainerSpec,
     pub slot: u16,
     pub created_at: i64,
+    /// The archive of a pod's checkpoint that it comes from.
+    pub restore: Option<PathBuf>,
     /// Events of the pod that plugins have to be told of first.
     pub before: Option<Settled>,
 }
@@ -48,14 +51,18 @@ pub(crate) struct Order {
 /// Makes a container; on failure nothing of it is left.
 pub(crate) fn create(shared: &Shared, pod: &PodRecord, mut order: Order) -> Result<Made, PodError> {
     let id = order.id.clone();
+    let taken = take_in(shared, &order)?;
+    // An archive stands for the image that its container ran.
+    let image = taken.as_ref().map_or(order.spec.image.image.as_str(), TakenIn::image).to_owned();
     let held = shared
         .images
-        .hold(&id.to_string(), &order.spec.image.image)
-        .map_err(|_| PodError::NotFound { what: "image", id: order.spec.image.image.clone() })?;
+        .hold(&id.to_string(), &image)
+        .map_err(|_| PodError::NotFound { what: "image", id: image })?;
     let asked = order.spec.clone();
     let mut making = Making::begin(shared, order.before.take());
-    let made = volumes::hold(shared, &id, &asked)
-        .and_then(|volumes| build(shared, pod, order, &held.image, &held.layers, volumes, &mut making));
+    let made = volumes::hold(shared, &id, &asked).and_then(|volumes| {
+        build(shared, pod, order, &held.image, &held.layers, volumes, &mut making, taken)
+    });
     if made.is_err() {
         making.undo(shared);
         volumes::release(shared, &id, &asked);
@@ -66,6 +73,28 @@ pub(crate) fn create(shared: &Shared, pod: &PodRecord, mut order: Order) -> Resu
     made.map(|(record, compiled)| Made { record, compiled, ticket: making.ticket })
 }
 
+/// The checkpoint that a container comes from, by its image's name or by its pod's.
+fn take_in(shared: &Shared, order: &Order) -> Result<Option<TakenIn>, PodError> {
+    if let Some(archive) = &order.restore {
+        let taken = checkpoint::take_in(shared, &order.id, archive, true)?;
+        let asked = shared.images.resolve(&order.spec.image.image);
+        let asked =
+            asked.ok_or_else(|| PodError::NotFound { what: "image", id: order.spec.image.image.clone() })?;
+        if asked.id.to_string() != taken.image() {
+            return Err(PodError::State(format!(
+                "container `{}` of the checkpoint ran the image {}, and `{}` is another one",
+                order.spec.name,
+                taken.image(),
+                order.spec.image.image
+            )));
+        }
+        return Ok(Some(taken));
+    }
+    let archive = checkpoint::archive_of(&order.spec.image.image);
+    archive.map(|archive| checkpoint::take_in(shared, &order.id, &archive, false)).transpose()
+}
+
+#[allow(clippy::too_many_arguments)]
 fn build(
     shared: &Shared,
     pod: &PodRecord,
@@ -74,6 +103,7 @@ fn build(
     layers: &[LayerName],
     image_volumes: Vec<ImageVolumeRecord>,
     making: &mut Making,
+    taken: Option<TakenIn>,
 ) -> Result<(ContainerRecord, Compiled), PodError> {
     let Order { id, spec, slot, created_at, .. } = order;
     user::check_container(&pod.spec, &spec)?;
@@ -103,6 +133,7 @@ fn build(
         life: LifeRecord::Created,
         notes,
         image_volumes,
+        restore: taken.is_some(),
         spec,
     };
     let mut stored = Stored { spec: oci, directories, device_sources };
@@ -112,6 +143,9 @@ fn build(
     shared.store.write_config(&pod.id, &id, &stored).map_err(doing("write the container's spec"))?;
     make_writable_layer(shared, &pod.spec, &record)?;
     let compiled = compile(shared, &pod.spec, &record, &stored)?;
+    if let Some(taken) = taken {
+        taken.keep(shared, pod, &record, &stored, &compiled)?;
+    }
     shared.store.write_container(&record).map_err(doing("record the container"))?;
     Ok((record, compiled))
 }

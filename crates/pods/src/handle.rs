@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bowline_cni::Cni;
 use bowline_image::Images;
@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 
 use crate::actor::{self, ActorHandle, Command};
 use crate::attach::{AttachCall, Attached, attach};
+use crate::checkpoint::{self, Ability, CheckpointConfig, PodRestore, Restored};
 use crate::connect::{Connection, connect};
 use crate::error::doing;
 use crate::events::Subscription;
@@ -42,6 +43,8 @@ pub struct PodsConfig {
     pub cdi_folders: Vec<PathBuf>,
     /// How long the host's file systems may take to hand out what a container needs of them.
     pub path_patience: Duration,
+    /// Checkpoints.
+    pub checkpoint: CheckpointConfig,
     /// Plugins; `None`: nobody is ever asked.
     pub nri: Option<NriConfig>,
 }
@@ -62,6 +65,7 @@ impl PodsConfig {
             shm_size: SHM_SIZE,
             cdi_folders: CDI_FOLDERS.iter().map(PathBuf::from).collect(),
             path_patience: crate::paths::PATIENCE,
+            checkpoint: CheckpointConfig::default(),
             nri: None,
         }
     }
@@ -111,6 +115,14 @@ impl Pods {
         tokio::spawn(reap_links(shared.clone()));
         tokio::spawn(tidy_paths(shared.clone()));
         recover::recover(&shared).await?;
+        checkpoint::recover(&shared);
+        // It takes criu a moment to look at the kernel; nobody waits for it here.
+        let owner = shared.clone();
+        tokio::spawn(async move {
+            if let Err(error) = owner.checkpoints.criu(&owner.config.checkpoint).await {
+                tracing::debug!(reason = %error, "no checkpoints on this node");
+            }
+        });
         Ok(Pods(shared))
     }
 
@@ -220,7 +232,79 @@ impl Pods {
             // Whoever waits here may be what the pod waits for: a plugin.
             return Err(PodError::State(format!("sandbox {pod} is still being made")));
         }
-        ask(&actor, |reply| Command::Create { spec: Box::new(spec), reply }).await
+        ask(&actor, |reply| Command::Create { spec: Box::new(spec), restore: None, reply }).await
+    }
+
+    /// What this node can do about checkpoints.
+    pub fn checkpoint_ability(&self) -> Ability {
+        match self.0.checkpoints.known() {
+            None => Ability::Unknown,
+            Some(Err(why)) => Ability::None(why),
+            Some(Ok(criu)) if self.0.config.checkpoint.restore => Ability::Restore((*criu).clone()),
+            Some(Ok(criu)) => Ability::Checkpoint((*criu).clone()),
+        }
+    }
+
+    /// Writes a running container into an archive; it goes on. By the deadline, if there is one, or not at all.
+    pub async fn checkpoint_container(
+        &self,
+        id: &ContainerId,
+        location: PathBuf,
+        deadline: Option<Instant>,
+    ) -> Result<(), PodError> {
+        let actor = self.actor_of(id)?;
+        let order = checkpoint::Order::Container { location };
+        let ids = vec![id.clone()];
+        ask(&actor, |reply| Command::Checkpoint { ids, all: false, order, deadline, reply }).await
+    }
+
+    /// Writes a pod with these containers, which must be all that run, into an empty folder; they go on.
+    pub async fn checkpoint_pod(
+        &self,
+        id: &SandboxId,
+        output: PathBuf,
+        ids: Vec<ContainerId>,
+        deadline: Option<Instant>,
+    ) -> Result<(), PodError> {
+        let missing = || PodError::NotFound { what: "pod sandbox", id: id.to_string() };
+        let actor = self.actor(id).ok_or_else(missing)?;
+        let folder = output.clone();
+        blocking("look at the output folder", move || checkpoint::check_output(&folder)).await?;
+        let order = checkpoint::Order::Pod { output };
+        ask(&actor, |reply| Command::Checkpoint { ids, all: true, order, deadline, reply }).await
+    }
+
+    /// Makes a pod from what a checkpoint left of another. Its containers are created; started, they go on where they
+    /// were. On failure nothing of it is left.
+    pub async fn restore_pod(&self, wish: PodRestore) -> Result<Restored, PodError> {
+        self.0.checkpoints.criu(&self.0.config.checkpoint).await?;
+        let PodRestore { checkpoint, pod, containers } = wish;
+        let (shared, specs) = (self.0.clone(), containers.clone());
+        let archives = blocking("read the checkpoint", move || {
+            checkpoint::read_pod(&shared.config.checkpoint, &checkpoint, &specs)
+        });
+        let archives = archives.await?;
+        let id = self.run_pod(pod).await?;
+        let mut restored = Restored { pod: id.clone(), containers: Vec::new() };
+        for (spec, archive) in containers.into_iter().zip(archives) {
+            let name = spec.name.clone();
+            let made = match self.actor(&id) {
+                Some(actor) => {
+                    let create =
+                        |reply| Command::Create { spec: Box::new(spec), restore: Some(archive), reply };
+                    ask(&actor, create).await
+                }
+                None => Err(PodError::NotFound { what: "pod sandbox", id: id.to_string() }),
+            };
+            match made {
+                Ok(container) => restored.containers.push((name, container)),
+                Err(error) => {
+                    self.remove_pod(&id).await?;
+                    return Err(error);
+                }
+            }
+        }
+        Ok(restored)
     }
 
     /// Runs a container's program; returns once it runs.

@@ -13,6 +13,7 @@
 //! - [`run_pod`]: bringing a pod up, each step beside its undo
 //! - [`actor`]: the loop, and the life of containers
 //! - [`create`], [`start`]: from a spec to a plan to a launch
+//! - [`checkpoint`]: containers as files, and back
 //! - [`stop_pod`]: taking everything down again
 //! - [`recover`]: what a new daemon does with the pods of the one before
 //! - [`nri`]: plugins that watch and change pods
@@ -23,6 +24,7 @@ mod actor;
 mod attach;
 mod base;
 mod cdi;
+mod checkpoint;
 mod connect;
 mod create;
 mod devices;
@@ -51,6 +53,7 @@ mod volumes;
 pub use bowline_nri::{NRI_VERSION, PluginState};
 
 pub use attach::{AttachCall, Attached, InputCloser, Parting};
+pub use checkpoint::{Ability, CheckpointConfig, Criu, PodRestore, Restored};
 pub use connect::Connection;
 pub use error::{PodError, chain};
 pub use events::{NextEvent, PodEvent, PodEventKind, Subscription};

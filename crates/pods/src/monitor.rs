@@ -149,6 +149,7 @@ pub struct Monitor {
     next: AtomicU64,
     gone: watch::Sender<bool>,
     attaches: OnceCell<bool>,
+    restores: OnceCell<bool>,
 }
 
 /// What the pod's actor hears of its monitor.
@@ -176,6 +177,7 @@ impl Monitor {
             next: AtomicU64::new(first),
             gone: watch::Sender::new(false),
             attaches: OnceCell::new(),
+            restores: OnceCell::new(),
         });
         tokio::spawn(listen(monitor.clone(), heard));
         Ok(monitor)
@@ -288,15 +290,17 @@ impl Monitor {
         &self,
         connect: impl FnOnce() -> io::Result<OwnedFd>,
     ) -> Result<bool, MonitorError> {
-        let ask = async {
-            let (heard, _unheard) = mpsc::channel(1);
-            let probe = Monitor::attach(connect().map_err(io_error("reach"))?, heard)?;
-            // There is no such container, which is all that it can say of it.
-            let known = probe.call(Request::CloseStdin { container: [0; 32] }, &[]).await.is_ok();
-            probe.hang_up();
-            Ok(known)
-        };
+        let ask = probe(Request::CloseStdin { container: NOBODY }, connect);
         self.attaches.get_or_try_init(|| ask).await.copied()
+    }
+
+    /// The same for what criu needs.
+    pub async fn knows_criu(
+        &self,
+        connect: impl FnOnce() -> io::Result<OwnedFd>,
+    ) -> Result<bool, MonitorError> {
+        let ask = probe(Request::Restored { container: NOBODY, pid: 0 }, connect);
+        self.restores.get_or_try_init(|| ask).await.copied()
     }
 
     /// Waits until the monitor is gone.
@@ -311,6 +315,22 @@ impl Monitor {
         let mut look = [PollFd::new(&self.socket, PollFlags::empty())];
         poll(&mut look, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|hung_up| hung_up == 0)
     }
+}
+
+/// The id of no container.
+const NOBODY: [u8; 32] = [0; 32];
+
+/// Whether a monitor knows a request, by a connection that may be lost. There is no such container, which is all that it
+/// can say of it.
+async fn probe(
+    request: Request,
+    connect: impl FnOnce() -> io::Result<OwnedFd>,
+) -> Result<bool, MonitorError> {
+    let (heard, _unheard) = mpsc::channel(1);
+    let probe = Monitor::attach(connect().map_err(io_error("reach"))?, heard)?;
+    let known = probe.call(request, &[]).await.is_ok();
+    probe.hang_up();
+    Ok(known)
 }
 
 async fn listen(monitor: Arc<Monitor>, heard: mpsc::Sender<Heard>) {

@@ -17,6 +17,7 @@ use bowline_store::Store;
 use tokio::sync::Notify;
 
 use crate::actor::ActorHandle;
+use crate::checkpoint::Checkpoints;
 use crate::events::Events;
 use crate::handle::PodsConfig;
 use crate::host::Host;
@@ -50,6 +51,7 @@ pub(crate) struct Shared {
     pub files: Files,
     pub events: Events,
     pub operations: Operations,
+    pub checkpoints: Checkpoints,
     /// Plugins.
     pub nri: Nri,
     /// Wakes the reaper of links.
@@ -105,6 +107,7 @@ impl Shared {
             files: Files::default(),
             events: Events::default(),
             operations: Operations::default(),
+            checkpoints: Checkpoints::default(),
             dying_links: Notify::new(),
             dying_namespaces: Mutex::default(),
             unreadable: std::sync::atomic::AtomicBool::new(false),

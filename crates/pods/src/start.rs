@@ -48,13 +48,14 @@ pub(crate) async fn start(
         }
         false => None,
     };
+    let owner = shared.clone();
     let opened = {
         let (record, compiled) = (record.clone(), compiled.clone());
         blocking("open the container's volumes", move || open_all(&shared, &record, &compiled, user.as_ref()))
     };
     let opened = opened.await.map_err(failed)?;
     drop(opening);
-    let _stage = stage("launch");
+    let launching = stage("launch");
     let launch = Launch {
         container: *record.id.as_bytes(),
         slot: record.slot,
@@ -62,6 +63,17 @@ pub(crate) async fn start(
         stdin: record.spec.stdin,
         pids,
     };
+    if record.restore {
+        drop(launching);
+        let opened = crate::checkpoint::Opened {
+            plan: opened.plan.as_fd(),
+            log: opened.log.as_ref().map(|log| log.as_fd()),
+            trees: opened.trees.iter().map(|tree| tree.as_fd()).collect(),
+        };
+        let back = crate::checkpoint::bring_back(&owner, &monitor, &record, &compiled, launch, opened);
+        return back.await.map_err(failed);
+    }
+    let _stage = launching;
     let mut descriptors: Vec<BorrowedFd<'_>> = vec![opened.plan.as_fd()];
     descriptors.extend(opened.log.iter().map(|log| log.as_fd()));
     descriptors.extend(opened.trees.iter().map(|tree| tree.as_fd()));

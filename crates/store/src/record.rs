@@ -108,6 +108,9 @@ pub struct ContainerRecord {
     /// Images that are its volumes.
     #[serde(default)]
     pub image_volumes: Vec<ImageVolumeRecord>,
+    /// It is not launched but brought back, from what a checkpoint left in its folder.
+    #[serde(default)]
+    pub restore: bool,
 }
 
 /// An image that is a volume of a container.

@@ -9,11 +9,34 @@ use anyhow::{Context as _, Result};
 
 use super::Options;
 use super::base;
-use super::packages::said;
+use super::packages::{Packages, said};
 use crate::build;
 
 const INIT: &str = include_str!("guest/init.sh");
 const RUN: &str = include_str!("guest/run.sh");
+/// criu and what it links that few machines have installed.
+const CRIU: [&str; 20] = [
+    "criu",
+    "libprotobuf-c1",
+    "libnet1",
+    "libnl-3-200",
+    "libbsd0",
+    "libmd0",
+    "libnftables1",
+    "libnftnl11",
+    "libmnl0",
+    "libjansson4",
+    "libxtables12",
+    "libgmp10",
+    "libgnutls30",
+    "libnettle8",
+    "libhogweed6",
+    "libp11-kit0",
+    "libidn2-0",
+    "libtasn1-6",
+    "libunistring2",
+    "libffi8",
+];
 
 /// A disk image that goes when it is dropped.
 pub struct ProgramsDisk {
@@ -61,9 +84,10 @@ pub fn disk(cache: &Path, options: &Options) -> Result<ProgramsDisk> {
         (name, path.clone())
     });
     for (name, path) in named.chain(tests) {
-        libraries(&path, &root)?;
+        libraries(&path, &root, None)?;
         fs::copy(&path, bin.join(name)).with_context(|| format!("copy {}", path.display()))?;
     }
+    criu(cache, &root)?;
     script(&root.join("init"), INIT)?;
     script(&root.join("run"), RUN)?;
     let words: Vec<String> = options.command.iter().map(|word| quoted(word)).collect();
@@ -90,10 +114,33 @@ fn tests() -> Result<Vec<(String, PathBuf)>> {
     Ok(named.collect())
 }
 
+/// bookworm's criu, with the libraries that this machine need not have. Its C library is this machine's or an older one.
+fn criu(cache: &Path, root: &Path) -> Result<()> {
+    let folder = cache.join("criu-1");
+    if !folder.exists() {
+        let new = cache.join("criu-1.new");
+        let _ = fs::remove_dir_all(&new);
+        fs::create_dir_all(&new).context("make a folder for criu")?;
+        let packages = Packages::open(cache)?;
+        for package in CRIU {
+            packages.unpack(&format!("{package}/bookworm"), &new)?;
+        }
+        fs::rename(&new, &folder).context("keep criu")?;
+    }
+    let program = folder.join("usr/sbin/criu");
+    libraries(&program, root, Some(&folder))?;
+    fs::copy(&program, root.join("bin/criu")).map(drop).context("copy criu")
+}
+
 /// Copies what a program links dynamically. All were built on this machine, so one set of libraries fits them all.
-fn libraries(program: &Path, root: &Path) -> Result<()> {
+fn libraries(program: &Path, root: &Path, more: Option<&Path>) -> Result<()> {
+    let mut command = Command::new("ldd");
+    if let Some(more) = more {
+        let folders = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"].map(|name| more.join(name));
+        command.env("LD_LIBRARY_PATH", std::env::join_paths(folders).context("name the libraries' folders")?);
+    }
     // A static program is no failure: ldd says so, and ends with 1.
-    let output = Command::new("ldd").arg(program).output().context("run ldd")?;
+    let output = command.arg(program).output().context("run ldd")?;
     for line in String::from_utf8_lossy(&output.stdout).lines() {
         let path = line.split_whitespace().find(|word| word.starts_with('/'));
         let Some(path) = path.map(Path::new) else { continue };

@@ -49,13 +49,23 @@ pub(super) async fn check(endpoint: &str, timeout: Duration, args: &DoctorArgs) 
 }
 
 async fn conditions(client: &Client) -> Vec<Finding> {
-    let request = client.request(v1::StatusRequest { verbose: false });
+    let request = client.request(v1::StatusRequest { verbose: true });
     match client.runtime().status(request).await {
         Ok(answer) => {
-            let conditions = answer.into_inner().status.unwrap_or_default().conditions;
-            conditions.into_iter().map(condition).collect()
+            let answer = answer.into_inner();
+            let conditions = answer.status.unwrap_or_default().conditions;
+            let checkpoint = answer.info.get("checkpoint").map(|text| checkpoint(text));
+            conditions.into_iter().map(condition).chain(checkpoint).collect()
         }
         Err(status) => vec![Finding::not_ok("daemon", "status", Health::Wrong, status.message(), "")],
+    }
+}
+
+/// Only Bowline says a word about it.
+fn checkpoint(text: &str) -> Finding {
+    match text.strip_prefix("no: ") {
+        None => Finding::ok("daemon", "checkpoint", text),
+        Some(why) => Finding::not_ok("daemon", "checkpoint", Health::Off, why, "no checkpoint and restore"),
     }
 }
 

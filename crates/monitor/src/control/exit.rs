@@ -28,7 +28,9 @@ impl Control {
                     // The report of a terminal came first; the verdict is behind it.
                     self.hear_child(reaped.pid);
                 }
-                self.container_ended(reaped);
+                if !self.restorer_ended(reaped.pid) {
+                    self.container_ended(reaped);
+                }
             } else if let Some(at) = pod.execs.iter().position(|exec| exec.pid == reaped.pid) {
                 if pod.execs[at].sync.is_some() {
                     self.hear_child(reaped.pid);
@@ -207,7 +209,7 @@ fn kill_pid(pid: i32) {
 impl Pod {
     /// Kills every process of a container by its cgroup: double-forked ones and those in the pod's or the host's PID
     /// namespace too.
-    fn kill_processes(&self, at: usize) {
+    pub(super) fn kill_processes(&self, at: usize) {
         let container = &self.containers[at];
         let Some((root, path)) = self.folder(container, self.unified) else { return };
         let _ = bowline_launch::kill_all(root.as_fd(), path);
@@ -265,7 +267,7 @@ impl Pod {
     }
 
     /// Fields 4 and 6 of /proc/PID/stat; the name before them may hold anything, so they are counted from its end.
-    fn parent_and_session(&self, pid: i32) -> Option<(i32, i32)> {
+    pub(super) fn parent_and_session(&self, pid: i32) -> Option<(i32, i32)> {
         let path = CString::new(format!("{pid}/stat")).ok()?;
         let file = rustix::fs::openat(
             &self.surroundings.procfs,

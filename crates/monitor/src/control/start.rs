@@ -1,7 +1,7 @@
 //! Launching containers and execs, up to the moment their programs run.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 
 use bowline_launch::{Launched, Launcher, Report, Request as LaunchRequest};
 use bowline_launch_plan::{LaunchPlan, MAX_LEN};
@@ -16,12 +16,12 @@ use crate::peers::PeerId;
 use crate::record::now;
 use crate::setup::MOUNT_POINT;
 
-fn refused(why: Refusal) -> Option<Answer> {
+pub(super) fn refused(why: Refusal) -> Option<Answer> {
     Some(Answer::Refused { why })
 }
 
 /// Reads a plan out of its memfd.
-fn read_plan(file: &OwnedFd) -> Option<LaunchPlan> {
+pub(super) fn read_plan(file: &OwnedFd) -> Option<LaunchPlan> {
     let len = usize::try_from(rustix::fs::fstat(file).ok()?.st_size).ok()?;
     if len > MAX_LEN {
         return None;
@@ -58,7 +58,7 @@ impl Pod {
     }
 
     /// The descriptor by which a container's child enters its PID namespace.
-    fn pids(&self, pids: &Pids) -> Result<Option<std::os::fd::BorrowedFd<'_>>, Refusal> {
+    pub(super) fn pids(&self, pids: &Pids) -> Result<Option<std::os::fd::BorrowedFd<'_>>, Refusal> {
         match pids {
             Pids::Plan => Ok(None),
             Pids::Pod => {
@@ -109,7 +109,7 @@ impl Control {
         let Some(plan) = plan else { return refused(Refusal::Malformed) };
         let log = if wish.log { descriptors.next() } else { None };
         let trees: Vec<OwnedFd> = descriptors.collect();
-        match start_container(pod, wish, &plan, &trees, log, waiting) {
+        match start_container(pod, wish, &plan, &trees, log, waiting, None) {
             Ok(pid) => {
                 self.watch_child(pid);
                 None
@@ -138,7 +138,7 @@ impl Control {
         }
     }
 
-    fn watch_child(&self, pid: i32) {
+    pub(super) fn watch_child(&self, pid: i32) {
         let Some(pod) = &self.pod else { return };
         let token = Token::Child(pid as u32).data();
         let container = pod.containers.iter().find(|container| container.pid == pid);
@@ -198,6 +198,17 @@ impl Control {
     fn container_runs(&mut self, at: usize) {
         let Some(pod) = &mut self.pod else { return };
         let container = &mut pod.containers[at];
+        if let Some([stdin, stdout, stderr]) = container.restored_with {
+            let answer = Answer::Restoring { pid: container.pid, stdin, stdout, stderr };
+            // One alone asks for it.
+            if let Life::Launching { waiting, .. } = &container.life
+                && let Some(Waiting { peer, operation }) = waiting.first().copied()
+            {
+                container.life = Life::Restoring { peer };
+                self.peers.answer(peer, operation, answer, &[]);
+            }
+            return;
+        }
         container.started_at = now();
         let slot = Slot {
             container: container.id,
@@ -268,13 +279,14 @@ impl Control {
     }
 }
 
-fn start_container(
+pub(super) fn start_container(
     pod: &mut Pod,
     wish: &Launch,
     plan: &LaunchPlan,
     trees: &[OwnedFd],
     log: Option<OwnedFd>,
     waiting: Waiting,
+    restorer: Option<bowline_launch::Restorer<'_>>,
 ) -> Result<i32, Answer> {
     let kernel = |error: io::Error| failed_early("launching the container", &error);
     let null = pod.surroundings.null.as_fd();
@@ -288,15 +300,19 @@ fn start_container(
     };
     let streams = [in_read.as_ref().map_or(null, AsFd::as_fd), out_write.as_fd(), err_write.as_fd()];
     let pid_namespace = pod.pids(&wish.pids).map_err(|why| Answer::Refused { why })?;
-    let request = LaunchRequest { plan, descriptors: trees, streams, pid_namespace };
+    let restored_with = restorer.is_some().then(|| streams.map(|stream| stream.as_raw_fd()));
+    let request = LaunchRequest { plan, descriptors: trees, streams, pid_namespace, restorer };
     let launched = launch(pod, &request)?;
     let ends = Ends { stdin: in_write, stdout: out_read, stderr: err_read };
     let pid = launched.process.pid;
     keep(pod, wish, plan, launched, ends, log, waiting);
+    if let Some(container) = pod.containers.last_mut() {
+        container.restored_with = restored_with;
+    }
     Ok(pid)
 }
 
-fn launch(pod: &Pod, request: &LaunchRequest<'_>) -> Result<Launched, Answer> {
+pub(super) fn launch(pod: &Pod, request: &LaunchRequest<'_>) -> Result<Launched, Answer> {
     let launched = bowline_launch::launch(&pod.launcher(), request).map_err(|error| Answer::Failed {
         stage: u8::MAX,
         detail: 0,
@@ -328,6 +344,8 @@ fn keep(
         stdin: ends.stdin,
         input_of: None,
         terminal: None,
+        restored_with: None,
+        unseen: None,
     };
     if plan.terminal {
         container.log = log;
@@ -367,7 +385,8 @@ fn start_exec(
     let null = pod.surroundings.null.as_fd();
     let streams = streams.each_ref().map(|stream| stream.as_ref().map_or(null, AsFd::as_fd));
     let pid_namespace = Some(container.pidfd.as_fd());
-    let launched = launch(pod, &LaunchRequest { plan: &plan, descriptors: &trees, streams, pid_namespace })?;
+    let request = LaunchRequest { plan: &plan, descriptors: &trees, streams, pid_namespace, restorer: None };
+    let launched = launch(pod, &request)?;
     let pid = launched.process.pid;
     pod.execs.push(Exec {
         operation,

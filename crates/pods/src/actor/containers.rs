@@ -8,8 +8,13 @@ use crate::view::ContainerView;
 impl Actor {
     // --- create ---------------------------------------------------------------------------------------------------
 
-    pub(super) fn create(&mut self, spec: ContainerSpec, reply: Reply<ContainerId>) {
-        match self.begin_create(spec, reply) {
+    pub(super) fn create(
+        &mut self,
+        spec: ContainerSpec,
+        restore: Option<PathBuf>,
+        reply: Reply<ContainerId>,
+    ) {
+        match self.begin_create(spec, restore, reply) {
             Ok(()) => {}
             Err((error, reply)) => drop(reply.send(Err(error))),
         }
@@ -18,6 +23,7 @@ impl Actor {
     fn begin_create(
         &mut self,
         spec: ContainerSpec,
+        restore: Option<PathBuf>,
         reply: Reply<ContainerId>,
     ) -> Result<(), (PodError, Reply<ContainerId>)> {
         if self.stopping || self.record.life != PodLife::Ready {
@@ -64,6 +70,7 @@ impl Actor {
             spec: spec.clone(),
             slot,
             created_at: self.shared.created_now(),
+            restore,
             before: self.shared.nri.active().then(|| self.turns.settled()),
         };
         self.creating.insert(key.clone(), Creating { spec: Arc::new(spec), slot, waiting: vec![reply] });
