@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bowline_testkit::Registry;
 
@@ -201,12 +201,14 @@ impl Daemon {
             let _ = cni.reap();
             let _ = cni.remove_networks();
         }
+        // What was killed a moment ago leaves its groups a little later.
+        let limit = Instant::now() + Duration::from_secs(3);
         for hierarchy in crate::inventory::hierarchies() {
-            remove_groups(&Path::new(&hierarchy).join("bowline").join(&instance));
+            remove_groups(&Path::new(&hierarchy).join("bowline").join(&instance), limit);
         }
     }
 
-    /// A test that failed left its pods: their monitors would live on, and slow down what is measured on this machine.
+    /// A test that failed, or that ends with its pods up, leaves monitors: they would live on.
     fn end_pods(&self) {
         let pods = fs::read_dir(self.folder.path().join("state/pods")).into_iter().flatten().flatten();
         let pods: Vec<String> = pods.filter_map(|entry| entry.file_name().into_string().ok()).collect();
@@ -245,23 +247,21 @@ impl Drop for Daemon {
             eprintln!("--- the daemon's log ---\n{}", self.log());
         }
         self.kill();
-        if std::thread::panicking() {
-            self.end_pods();
-        }
+        self.end_pods();
         self.clear_host();
     }
 }
 
-/// Removes a cgroup folder with those below it. One that has processes yet stays; they are looked for by whoever failed.
-fn remove_groups(folder: &Path) {
+/// Removes a cgroup folder with those below it, or gives up at `limit`.
+fn remove_groups(folder: &Path, limit: Instant) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            remove_groups(&entry.path());
+            remove_groups(&entry.path(), limit);
         }
     }
-    // What was killed a moment ago leaves its group a little later.
-    let limit = std::time::Instant::now() + Duration::from_secs(2);
-    while folder.exists() && fs::remove_dir(folder).is_err() && std::time::Instant::now() < limit {
+    while fs::remove_dir(folder).is_err_and(|error| error.kind() == std::io::ErrorKind::ResourceBusy)
+        && Instant::now() < limit
+    {
         crate::reap();
         std::thread::yield_now();
     }

@@ -159,8 +159,11 @@ mod tests {
 
     #[test]
     fn lines_arrive_in_any_pieces() {
-        let want = vec!["stdout F one", "stdout F ", "stdout P two"];
+        let want = vec!["stdout F one", "stdout F ", "stdout F two"];
         assert_eq!(records(&[b"one\n\ntwo\n"]), want);
+        assert_eq!(records(&[b"o", b"ne", b"\n", b"\nt", b"wo", b"\n"]), want);
+        // The last one never ended.
+        let want = vec!["stdout F one", "stdout F ", "stdout P two"];
         assert_eq!(records(&[b"o", b"ne", b"\n", b"\nt", b"wo"]), want);
     }
 

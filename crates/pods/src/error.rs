@@ -58,8 +58,12 @@ impl PodError {
 
     /// Whether the cause is that a file system or a quota is full.
     pub fn is_no_space(&self) -> bool {
-        let mut cause = std::error::Error::source(self);
+        let PodError::Failed { source, .. } = self else { return false };
+        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&**source);
         while let Some(error) = cause {
+            if let Some(error) = error.downcast_ref::<PodError>() {
+                return error.is_no_space();
+            }
             let errno = match error.downcast_ref::<std::io::Error>() {
                 Some(error) => rustix::io::Errno::from_io_error(error),
                 None => error.downcast_ref::<rustix::io::Errno>().copied(),
