@@ -57,6 +57,9 @@ pub(crate) struct Record {
     pub(crate) result: Option<Value>,
 }
 
+/// Ends the name of a record that is being written.
+const DRAFT: &str = ".draft";
+
 /// Which attachment.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Key {
@@ -121,7 +124,7 @@ impl Cache {
     pub(crate) fn write(&self, record: &Record, state: State) -> Result<(), CniError> {
         let key = Key::new(&record.sandbox_id, &record.if_name);
         let path = self.dir.join(key.file_name(state));
-        let draft = self.dir.join(format!("{}@{}.draft", key.sandbox_id, key.if_name));
+        let draft = self.dir.join(format!("{}@{}{DRAFT}", key.sandbox_id, key.if_name));
         let write = || -> io::Result<()> {
             let text = serde_json::to_vec(record)?;
             OpenOptions::new()
@@ -133,7 +136,10 @@ impl Cache {
                 .write_all(&text)?;
             fs::rename(&draft, &path)
         };
-        write().map_err(CniError::file("write the network record", &path))?;
+        if let Err(error) = write() {
+            let _ = fs::remove_file(&draft);
+            return Err(CniError::file("write the network record", &path)(error));
+        }
         let earlier = self.index().insert(key.clone(), Indexed { state, network: record.network() });
         match earlier.filter(|earlier| earlier.state != state) {
             Some(earlier) => self.unlink(&key, earlier.state),
@@ -166,6 +172,21 @@ impl Cache {
             self.unlink(key, state)?;
         }
         self.index().remove(key);
+        Ok(())
+    }
+
+    /// Removes records that were being written when a daemon died, but those of these sandboxes.
+    pub(crate) fn sweep_drafts(&self, valid: &[&str]) -> Result<(), CniError> {
+        let entries = fs::read_dir(&self.dir);
+        let entries = entries.map_err(CniError::file("list the network records in", &self.dir))?;
+        for entry in entries.filter_map(Result::ok) {
+            let name = entry.file_name();
+            let stem = name.to_str().and_then(|name| name.strip_suffix(DRAFT)?.split_once('@'));
+            if stem.is_some_and(|(sandbox, _)| !valid.contains(&sandbox)) {
+                fs::remove_file(entry.path())
+                    .map_err(CniError::file("remove the unfinished network record", entry.path()))?;
+            }
+        }
         Ok(())
     }
 
@@ -212,4 +233,22 @@ fn read(path: &Path) -> io::Result<Record> {
     let mut text = Vec::new();
     File::open(path)?.take(RECORD_MAX).read_to_end(&mut text)?;
     Ok(serde_json::from_slice(&text)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_daemon_was_writing_when_it_died_is_swept() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["dead@eth0.draft", "alive@eth0.draft", "dead@eth0.added", "note"] {
+            fs::write(dir.path().join(name), "{").unwrap();
+        }
+        Cache::open(dir.path()).unwrap().sweep_drafts(&["alive"]).unwrap();
+        let names = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name());
+        let mut names: Vec<_> = names.collect();
+        names.sort();
+        assert_eq!(names, ["alive@eth0.draft", "dead@eth0.added", "note"]);
+    }
 }

@@ -78,7 +78,7 @@ impl Cni {
     /// tells plugins that understand it (CNI 1.1) which attachments are valid. Gives the ids that were detached;
     /// the first error, after trying all, otherwise.
     pub fn gc(&self, valid: &[&str]) -> Result<Vec<String>, CniError> {
-        let mut first_error = None;
+        let mut first_error = self.cache.sweep_drafts(valid).err();
         let mut done = Vec::new();
         for (key, indexed) in self.cache.all() {
             if valid.contains(&key.sandbox_id.as_str()) || indexed.state == State::Dying {

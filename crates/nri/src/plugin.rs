@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bowline_nri_proto::v1alpha1::{Container, Empty, Event, FailurePolicy, PodSandbox, StateChangeEvent};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, MutexGuard};
 
 use crate::NriError;
 use crate::link::{CallError, Link, code};
@@ -83,14 +83,7 @@ impl Plugin {
         limit: Duration,
         dropped: &Dropped,
     ) -> Result<Option<A>, NriError> {
-        if !self.wants(event) {
-            return Ok(None);
-        }
-        let _turn = self.queue.lock().await;
-        if self.link.is_closed() {
-            return Ok(None);
-        }
-        self.asked.fetch_add(1, Ordering::Relaxed);
+        let Some(_turn) = self.turn(event).await else { return Ok(None) };
         let answer = self.link.call(PLUGIN_SERVICE, method(event), request, limit).await;
         self.judge(event, answer, dropped)
     }
@@ -104,14 +97,7 @@ impl Plugin {
         limit: Duration,
         dropped: &Dropped,
     ) -> Result<Option<Empty>, NriError> {
-        if !self.wants(event) {
-            return Ok(None);
-        }
-        let _turn = self.queue.lock().await;
-        if self.link.is_closed() {
-            return Ok(None);
-        }
-        self.asked.fetch_add(1, Ordering::Relaxed);
+        let Some(_turn) = self.turn(event).await else { return Ok(None) };
         if self.old.load(Ordering::Relaxed) & bit(event) == 0 {
             // Its answer has no fields.
             match self.link.call(PLUGIN_SERVICE, method(event), request, limit).await {
@@ -132,6 +118,19 @@ impl Plugin {
             Err(CallError::Refused { code: code::UNIMPLEMENTED, .. }) => Ok(None),
             answer => self.judge(event, answer, dropped),
         }
+    }
+
+    /// Waits for its turn; none comes if it does not want to be asked, or is gone.
+    async fn turn(&self, event: Event) -> Option<MutexGuard<'_, ()>> {
+        if !self.wants(event) {
+            return None;
+        }
+        let turn = self.queue.lock().await;
+        if self.link.is_closed() {
+            return None;
+        }
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        Some(turn)
     }
 
     fn judge<A>(

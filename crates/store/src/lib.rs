@@ -264,38 +264,34 @@ impl Store {
         let bad = |why: serde_json::Error| StoreError::Bad { path: folder.join(name), why: why.to_string() };
         let mut line = serde_json::to_vec(record).map_err(bad)?;
         line.push(b'\n');
+        let added = line.len() as u64;
         let key = folder.join(name);
         let before = self.lock().get(&key).copied();
-        let fits = |length: &u64| length + line.len() as u64 <= MAX_APPENDED;
-        let (path, tail) = match before {
-            Some(Tail { generation, length: Some(length) }) if fits(&length) => {
-                let path = generation_path(folder, name, generation);
-                let written = append(&path, &line, length);
-                let tail = Tail { generation, length: written.is_ok().then(|| length + line.len() as u64) };
-                self.lock().insert(key, tail);
-                written.map_err(|source| StoreError::Io {
-                    doing: "append to",
-                    path: path.clone(),
-                    source,
-                })?;
-                (path, None)
+        let (generation, length) = match before {
+            Some(Tail { generation, length: Some(length) }) if length + added <= MAX_APPENDED => {
+                (generation, Some(length))
             }
-            _ => {
-                let generation = before.map_or(0, |tail| tail.generation) + 1;
-                let path = generation_path(folder, name, generation);
-                let beside = folder.join(format!("{name}.new"));
-                let written = File::create(&beside)
-                    .and_then(|mut file| file.write_all(&line))
-                    .and_then(|()| fs::rename(&beside, &path));
-                written.map_err(|source| StoreError::Io { doing: "write", path: path.clone(), source })?;
-                (path, Some(Tail { generation, length: Some(line.len() as u64) }))
-            }
+            before => (before.map_or(0, |tail| tail.generation) + 1, None),
         };
-        if let Some(tail) = tail {
-            self.lock().insert(folder.join(name), tail);
-            if let Some(before) = before {
-                let _ = fs::remove_file(generation_path(folder, name, before.generation));
+        let path = generation_path(folder, name, generation);
+        let written = match length {
+            Some(length) => append(&path, &line, length),
+            None => begin(&folder.join(format!("{name}.new")), &path, &line),
+        };
+        match (&written, length) {
+            (Ok(()), _) => {
+                let length = Some(length.unwrap_or(0) + added);
+                self.lock().insert(key, Tail { generation, length });
             }
+            // It may end in a torn line now.
+            (Err(_), Some(_)) => {
+                self.lock().entry(key).and_modify(|tail| tail.length = None);
+            }
+            (Err(_), None) => {}
+        }
+        written.map_err(|source| StoreError::Io { doing: "write", path: path.clone(), source })?;
+        if let Some(before) = before.filter(|before| before.generation < generation) {
+            let _ = fs::remove_file(generation_path(folder, name, before.generation));
         }
         self.flusher.flush(path);
         Ok(())
@@ -362,6 +358,12 @@ impl Store {
 
 fn generation_path(folder: &Path, name: &str, number: u64) -> PathBuf {
     folder.join(format!("{name}.{number}.json"))
+}
+
+/// Makes a file with its first line, under a name of no meaning until it is whole.
+fn begin(draft: &Path, path: &Path, line: &[u8]) -> io::Result<()> {
+    File::create(draft)?.write_all(line)?;
+    fs::rename(draft, path)
 }
 
 /// Appends a line to a file of this length, or leaves it as it was, as far as that can be done.

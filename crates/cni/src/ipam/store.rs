@@ -153,6 +153,8 @@ impl Store {
     /// Gives back whatever this owner has: for an ADD of which no result is known.
     pub(crate) fn release_all_of(&self, owner: &Owner<'_>) -> Result<(), CniError> {
         let content = owner.content();
+        // It may have been cut short while it wrote; the lock is ours, so nobody else is writing.
+        let _ = fs::remove_file(self.dir.join(DRAFT));
         for ip in self.taken()? {
             let path = self.dir.join(ip.to_string());
             if read(&path).is_ok_and(|text| text.trim() == content) {
@@ -234,7 +236,9 @@ mod tests {
         let other = Owner { sandbox_id: "abd", if_name: "eth0" };
         store.release(&other, ip).unwrap();
         assert!(dir.join("10.0.0.2").exists(), "another's reservation stays");
+        fs::write(dir.join(DRAFT), "abc").unwrap();
         store.release_all_of(&owner).unwrap();
+        assert!(!dir.join(DRAFT).exists(), "what was being written when its owner died");
         store.release(&owner, ip).unwrap();
         assert!(!dir.join("10.0.0.2").exists());
     }

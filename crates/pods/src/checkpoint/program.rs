@@ -63,42 +63,9 @@ fn plan(criu: &Criu) -> Result<LaunchPlan, PodError> {
     let own =
         bowline_linux::process::capabilities::current(LAST).map_err(doing("look at our own capabilities"))?;
     let (_, permitted, bounding) = own;
-    Ok(LaunchPlan {
-        argv: argv(criu)?,
-        envp: vec![c"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into()],
-        cwd: c"/".into(),
-        create_cwd: false,
-        terminal: false,
-        window: (0, 0),
-        new_namespaces: 0,
-        join_namespaces: vec![JoinNamespace { fd: 0, flags: ns::MOUNT }],
-        user_maps: None,
-        rootfs: None,
-        steps: Vec::new(),
-        readonly_root: false,
-        root_propagation: 0,
-        hostname: None,
-        domainname: None,
-        sysctls: Vec::new(),
-        cgroups: Vec::new(),
-        device_filter: None,
-        rlimits: Vec::new(),
-        oom_score_adj: None,
-        credentials: Credentials {
-            uid: 0,
-            gid: 0,
-            groups: Vec::new(),
-            umask: None,
-            no_new_privs: false,
-            bounding,
-            effective: permitted,
-            permitted,
-            inheritable: 0,
-            ambient: 0,
-        },
-        seccomp: None,
-        apparmor: None,
-        selinux: None,
-        hold: None,
-    })
+    let mut plan = LaunchPlan::new(argv(criu)?);
+    plan.envp = vec![c"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into()];
+    plan.join_namespaces = vec![JoinNamespace { fd: 0, flags: ns::MOUNT }];
+    plan.credentials = Credentials { bounding, effective: permitted, permitted, ..Credentials::default() };
+    Ok(plan)
 }
