@@ -77,6 +77,12 @@ impl Incoming {
         (send, Incoming { pieces, ended: false })
     }
 
+    /// How many pieces wait to be read.
+    #[cfg(test)]
+    pub(crate) fn queued(&self) -> usize {
+        self.pieces.len()
+    }
+
     /// The next piece; `None` once the peer has ended the stream.
     pub async fn next(&mut self) -> Result<Option<Bytes>, Gone> {
         if self.ended {
@@ -128,13 +134,7 @@ impl Outgoing {
 
     /// The same, beside the use of the stream.
     pub(crate) fn watch(&self) -> impl Future<Output = ()> + Send + use<> {
-        let mut reset = self.reset.clone();
-        async move {
-            if reset.wait_for(|reset| *reset).await.is_err() {
-                // Ended in order: it cannot be broken off any more.
-                std::future::pending::<()>().await;
-            }
-        }
+        broken_off(self.reset.clone())
     }
 
     async fn put(&mut self, out: Out) -> Result<(), Gone> {
@@ -143,6 +143,13 @@ impl Outgoing {
             () = self.broken_off() => Err(Gone),
             sent = self.out.send(out) => sent.map_err(|_| Gone),
         }
+    }
+}
+
+/// Waits until a stream is broken off; for ever, if it has ended in order.
+pub(crate) async fn broken_off(mut reset: watch::Receiver<bool>) {
+    if reset.wait_for(|reset| *reset).await.is_err() {
+        std::future::pending::<()>().await;
     }
 }
 

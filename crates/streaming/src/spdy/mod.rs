@@ -21,7 +21,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, Bu
 use tokio::sync::{Notify, mpsc, watch};
 
 use crate::mux::{
-    Activity, Gone, Hangup, Incoming, LINGER, Out, Outgoing, PIECE, Piece, SEND_QUEUE, deliver,
+    Activity, Gone, Hangup, Incoming, LINGER, Out, Outgoing, PIECE, Piece, SEND_QUEUE, broken_off, deliver,
 };
 use frame::{FIN, HEAD, Head, MAX_CONTROL, Reset, kind};
 use headers::{Inflater, Storer};
@@ -201,6 +201,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
     }
 }
 
+/// A stream's queue, and the word that it was broken off.
+type StreamReader = (mpsc::Sender<Piece>, watch::Receiver<bool>);
+
 struct Reader<R> {
     socket: BufReader<R>,
     hangup: Hangup,
@@ -242,8 +245,7 @@ impl<R: AsyncRead + Unpin> Reader<R> {
 
     async fn data(&mut self, stream: u32, flags: u8, len: usize) -> io::Result<()> {
         self.shared.activity.note();
-        let pieces = self.shared.streams().get(&stream).and_then(|entry| entry.pieces.clone());
-        let mut wanted = pieces.is_some();
+        let mut reader = self.reader(stream);
         let mut left = len;
         while left > 0 {
             let mut piece = BytesMut::with_capacity(left.min(PIECE));
@@ -253,18 +255,23 @@ impl<R: AsyncRead + Unpin> Reader<R> {
             }
             left -= piece.len();
             let size = piece.len() as u32;
-            if let Some(pieces) = pieces.as_ref().filter(|_| wanted) {
-                wanted = deliver(pieces, Piece::Data(piece.freeze()), &self.hangup).await?;
+            if !hand_over(&reader, Piece::Data(piece.freeze()), &self.hangup).await? {
+                reader = None;
             }
             self.tell_of_room(stream, size)?;
         }
         if flags & FIN != 0 {
-            if let Some(pieces) = pieces {
-                deliver(&pieces, Piece::End, &self.hangup).await?;
-            }
+            hand_over(&reader, Piece::End, &self.hangup).await?;
             self.peer_ended(stream);
         }
         Ok(())
+    }
+
+    /// Where the pieces of a stream go, and what says that it was broken off. `None`: nobody wants them.
+    fn reader(&self, stream: u32) -> Option<StreamReader> {
+        let streams = self.shared.streams();
+        let entry = streams.get(&stream)?;
+        Some((entry.pieces.clone()?, entry.reset.subscribe()))
     }
 
     fn tell_of_room(&mut self, stream: u32, size: u32) -> io::Result<()> {
@@ -314,10 +321,8 @@ impl<R: AsyncRead + Unpin> Reader<R> {
                 self.inflater.block(block).map_err(io::Error::other)?;
                 if flags & FIN != 0 {
                     let stream = word(0)?;
-                    let pieces = self.shared.streams().get(&stream).and_then(|entry| entry.pieces.clone());
-                    if let Some(pieces) = pieces {
-                        deliver(&pieces, Piece::End, &self.hangup).await?;
-                    }
+                    let reader = self.reader(stream);
+                    hand_over(&reader, Piece::End, &self.hangup).await?;
                     self.peer_ended(stream);
                 }
                 Ok(())
@@ -374,6 +379,17 @@ impl<R: AsyncRead + Unpin> Reader<R> {
             _ = self.opened.send(new) => Ok(()),
             () = self.hangup.gone() => Err(io::ErrorKind::ConnectionAborted.into()),
         }
+    }
+}
+
+/// Gives a piece to whoever reads the stream; false if nobody does any more. The reading of the whole connection waits
+/// here, so a stream that our own side breaks off must not hold it up: its last pieces may have nobody who takes them.
+async fn hand_over(reader: &Option<StreamReader>, piece: Piece, hangup: &Hangup) -> io::Result<bool> {
+    let Some((pieces, reset)) = reader else { return Ok(false) };
+    tokio::select! {
+        biased;
+        delivered = deliver(pieces, piece, hangup) => delivered,
+        () = broken_off(reset.clone()) => Ok(false),
     }
 }
 

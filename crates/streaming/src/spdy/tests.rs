@@ -82,6 +82,28 @@ async fn a_reset_is_of_one_stream() {
 }
 
 #[tokio::test]
+async fn what_is_broken_off_unread_holds_up_nobody() {
+    let ((client, _), (_server, mut new)) = pair();
+    let (mut unread, mut breaker) = client.open(named("stdout")).await.unwrap();
+    let (mut error, _error) = client.open(named("error")).await.unwrap();
+    let (mut stdout, mut status) = (new.recv().await.unwrap(), new.recv().await.unwrap());
+    let flood =
+        tokio::spawn(
+            async move { while stdout.outgoing.send(Bytes::from(vec![7u8; 32 << 10])).await.is_ok() {} },
+        );
+    // The client's end of the connection waits for a reader now.
+    unread.next().await.unwrap();
+    while unread.queued() < crate::mux::QUEUE {
+        tokio::task::yield_now().await;
+    }
+    breaker.reset().await.unwrap();
+    flood.await.unwrap();
+    status.outgoing.send(Bytes::from_static(b"141")).await.unwrap();
+    let word = tokio::time::timeout(Duration::from_secs(10), error.next()).await;
+    assert_eq!(&word.expect("the neighbour's word arrives").unwrap().unwrap()[..], b"141");
+}
+
+#[tokio::test]
 async fn a_reader_that_does_not_read_stops_the_sender_and_one_that_left_does_not() {
     let ((client, _), (_server, mut new)) = pair();
     let (_from_server, mut to_server) = client.open(named("data")).await.unwrap();
