@@ -240,6 +240,8 @@ async fn two_plugins_shape_a_container_and_may_not_collide() {
             "mounts":[{{"destination":"/plugged","type":"bind","source":"{}","options":["rbind","ro"]}}],
             "rlimits":[{{"type":"RLIMIT_NOFILE","hard":4321,"soft":4321}}],
             "linux":{{"resources":{{"cpu":{{"shares":{{"value":777}}}},"memory":{{"limit":{{"value":67108864}}}}}},
+                "scheduler":{{"policy":4,"nice":7}},"io_priority":{{"class":3}},
+                "memory_policy":{{"mode":2,"nodes":"0"}},
                 "oom_score_adj":{{"value":321}},"sysctl":{{"net.ipv4.ip_unprivileged_port_start":"77"}}}}}},
             "updateName":"other","updateShares":999,"changeShares":555}}"#,
         volume.display()
@@ -262,6 +264,10 @@ async fn two_plugins_shape_a_container_and_may_not_collide() {
         ("ulimit -n", "4321"),
         ("cat /proc/1/oom_score_adj /proc/self/oom_score_adj | tail -1", "321"),
         ("cat /proc/sys/net/ipv4/ip_unprivileged_port_start", "77"),
+        ("cut -d' ' -f19,41 /proc/1/stat", "7 3"),
+        ("cut -d' ' -f19,41 /proc/self/stat", "7 3"),
+        ("ionice -p 1", "idle"),
+        ("head -1 /proc/1/numa_maps | cut -d' ' -f2", "bind:0"),
         ("echo x >/dev/plugged && stat -c '%t %T' /dev/plugged", "1 3"),
     ];
     for (script, expected) in looks {

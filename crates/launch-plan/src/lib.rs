@@ -66,6 +66,8 @@ wire_struct! {
         pub rlimits: Vec<Rlimit>,
         /// Written to `oom_score_adj`.
         pub oom_score_adj: Option<i32>,
+        /// What schedulers and the NUMA allocator are told.
+        pub scheduling: Scheduling,
         /// User, groups, capabilities and what goes with them.
         pub credentials: Credentials,
         /// Seccomp filter.
@@ -76,6 +78,53 @@ wire_struct! {
         pub selinux: Option<CString>,
         /// Wait here, before exec, until one byte can be read from this descriptor.
         pub hold: Option<FdIndex>,
+    }
+}
+
+wire_struct! {
+    /// What the kernel's schedulers and its NUMA allocator are told of a process and all that it starts.
+    #[derive(Debug, Clone, PartialEq, Eq, Default)]
+    pub struct Scheduling {
+        /// sched_setattr(2).
+        pub scheduler: Option<SchedAttr>,
+        /// ioprio_set(2): the class in the upper three bits, then the priority.
+        pub io_priority: Option<u16>,
+        /// set_mempolicy(2).
+        pub memory_policy: Option<MemoryPolicy>,
+        /// personality(2).
+        pub personality: Option<u32>,
+    }
+}
+
+wire_struct! {
+    /// A scheduling policy, with the kernel's numbers.
+    #[derive(Debug, Clone, PartialEq, Eq, Default)]
+    pub struct SchedAttr {
+        /// `SCHED_*`.
+        pub policy: u32,
+        /// `SCHED_FLAG_*`.
+        pub flags: u64,
+        /// -20 to 19.
+        pub nice: i32,
+        /// 1 to 99 for real-time policies, else 0.
+        pub priority: u32,
+        /// Nanoseconds, as the next two; for `SCHED_DEADLINE`.
+        pub runtime: u64,
+        /// See `runtime`.
+        pub deadline: u64,
+        /// See `runtime`.
+        pub period: u64,
+    }
+}
+
+wire_struct! {
+    /// Where memory is allocated.
+    #[derive(Debug, Clone, PartialEq, Eq, Default)]
+    pub struct MemoryPolicy {
+        /// `MPOL_*` with `MPOL_F_*`.
+        pub mode: u32,
+        /// Bit n of the mask is node n.
+        pub nodes: Vec<u64>,
     }
 }
 
@@ -359,6 +408,7 @@ impl LaunchPlan {
             device_filter: None,
             rlimits: Vec::new(),
             oom_score_adj: None,
+            scheduling: Scheduling::default(),
             credentials: Credentials::default(),
             seccomp: None,
             apparmor: None,

@@ -139,6 +139,9 @@ fn finish(prepared: &Prepared<'_>) -> Outcome {
     for (index, limit) in limits.iter().enumerate() {
         process::set_limit(limit.resource, limit.soft, limit.hard).map_err(io_at(Stage::Limit, index))?;
     }
+    if prepared.launcher.user.is_none() {
+        crate::scheduling::apply(plan)?;
+    }
     hold(prepared)?;
     credentials::label(prepared)?;
     // With no_new_privs a filter may be loaded by anyone, so it comes last and need not allow what comes before it.

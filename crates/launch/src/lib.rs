@@ -27,6 +27,7 @@ mod credentials;
 mod lend;
 mod report;
 mod root;
+mod scheduling;
 mod terminal;
 mod user;
 mod volume;

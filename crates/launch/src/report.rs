@@ -43,10 +43,12 @@ pub enum Stage {
     Orphaned = 16,
     /// Handing the root to the program that restores.
     Lend = 17,
+    /// Scheduling policy (detail 0), I/O priority (1), NUMA policy (2), execution domain (3).
+    Scheduling = 18,
 }
 
 impl Stage {
-    const ALL: [Stage; 18] = [
+    const ALL: [Stage; 19] = [
         Stage::Cgroup,
         Stage::Namespace,
         Stage::Propagation,
@@ -65,6 +67,7 @@ impl Stage {
         Stage::Exec,
         Stage::Orphaned,
         Stage::Lend,
+        Stage::Scheduling,
     ];
 
     /// The stage of this number.
@@ -93,6 +96,9 @@ impl Stage {
             Stage::Exec => "running the program",
             Stage::Orphaned => "finding its monitor alive",
             Stage::Lend => "handing its root to criu",
+            Stage::Scheduling => {
+                "setting its scheduling policy, I/O priority, NUMA policy or execution domain"
+            }
         }
     }
 }

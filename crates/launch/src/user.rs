@@ -70,6 +70,7 @@ pub(crate) fn before_entering(prepared: &Prepared<'_>) -> Outcome {
     for (index, limit) in plan.rlimits.iter().enumerate() {
         process::set_limit(limit.resource, limit.soft, limit.hard).map_err(io_at(Stage::Limit, index))?;
     }
+    crate::scheduling::apply(plan)?;
     if !plan.terminal {
         own_streams(prepared, user);
     }

@@ -11,6 +11,7 @@ pub mod mount;
 pub mod netlink;
 pub mod netns;
 pub mod process;
+pub mod scheduling;
 pub mod seccomp;
 pub mod spawn;
 pub mod terminal;

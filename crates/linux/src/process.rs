@@ -252,10 +252,8 @@ pub mod capabilities {
             let ret = unsafe { libc::prctl(libc::PR_CAPBSET_DROP, libc::c_ulong::from(capability), 0, 0, 0) };
             if ret != 0 {
                 let error = io::Error::last_os_error();
-                // Numbers that this kernel does not know are as good as dropped.
-                if error.raw_os_error() != Some(libc::EINVAL) {
-                    return Err(error);
-                }
+                // Numbers that this kernel does not know are as good as dropped, and those above them are unknown too.
+                return if error.raw_os_error() == Some(libc::EINVAL) { Ok(()) } else { Err(error) };
             }
         }
         Ok(())

@@ -162,6 +162,8 @@ wire_struct! {
         pub memory: Option<u8>,
         /// cgroups that the monitor itself joins: hierarchy and path.
         pub cgroups: Vec<MonitorCgroup>,
+        /// The pod's own cgroup, to be made in every hierarchy once `Commit` is answered; empty: it is there.
+        pub group: std::ffi::CString,
         /// Make a user namespace, and in it the network, IPC and UTS namespace.
         pub user: Option<UserSetup>,
     }

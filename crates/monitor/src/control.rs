@@ -1,5 +1,6 @@
 //! The control thread: one epoll, one event at a time, no lock held over anything.
 
+use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 
@@ -72,6 +73,8 @@ pub(crate) struct Pod {
     surroundings: Surroundings,
     unified: Option<u8>,
     memory: Option<u8>,
+    /// The pod's cgroup, if it is still to be made.
+    group: CString,
     log: LogThread,
     containers: Vec<Container>,
     execs: Vec<Exec>,
@@ -183,7 +186,9 @@ impl Control {
             Request::Setup { setup } => Some(self.set_up(&setup, descriptors)),
             Request::Commit => {
                 self.committed = true;
-                Some(Answer::Done)
+                self.peers.answer(peer, operation, Answer::Done, &[]);
+                self.make_group();
+                None
             }
             Request::Launch { launch } => self.launch(peer, operation, &launch, descriptors),
             Request::Exec { exec } => self.exec(peer, operation, &exec, descriptors),
@@ -221,6 +226,7 @@ impl Control {
                 surroundings,
                 unified: wish.unified,
                 memory: wish.memory,
+                group: wish.group.clone(),
                 log,
                 containers: Vec::new(),
                 execs: Vec::new(),
@@ -236,6 +242,17 @@ impl Control {
                 Answer::Launched { pid, started_at: crate::record::now() }
             }
             Err(error) => failed_early("setting up the pod", &error),
+        }
+    }
+
+    /// Makes the pod's cgroup while nobody waits for it. What fails is tried again, and told of, by the first launch.
+    fn make_group(&mut self) {
+        let Some(pod) = &mut self.pod else { return };
+        let group = std::mem::take(&mut pod.group);
+        if !group.is_empty() {
+            for root in &pod.surroundings.hierarchies {
+                let _ = bowline_launch::make_cgroup(root.as_fd(), &group);
+            }
         }
     }
 

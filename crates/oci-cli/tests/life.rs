@@ -20,13 +20,14 @@ fn main() -> ExitCode {
         let args = bowline_oci_cli::OciArgs::from_arg_matches(&command.get_matches()).unwrap();
         return bowline_oci_cli::run(args);
     }
-    let tests: [(&str, fn()); 13] = [
+    let tests: [(&str, fn()); 14] = [
         ("a_whole_life", a_whole_life),
         ("exec_takes_user_environment_and_folder", exec_takes_user_environment_and_folder),
         ("run_ends_as_its_program", run_ends_as_its_program),
         ("run_passes_signals_on", run_passes_signals_on),
         ("bad_bundles_name_the_field_and_leave_nothing", bad_bundles_name_the_field_and_leave_nothing),
         ("a_program_that_is_not_there_fails_at_start", a_program_that_is_not_there_fails_at_start),
+        ("schedulers_are_told_what_the_spec_says", schedulers_are_told_what_the_spec_says),
         ("cgroups_have_the_limits_and_go", cgroups_have_the_limits_and_go),
         ("hooks_run_in_order_with_the_state", hooks_run_in_order_with_the_state),
         ("a_failing_hook_undoes_the_container", a_failing_hook_undoes_the_container),
@@ -196,6 +197,31 @@ fn a_program_that_is_not_there_fails_at_start() {
     assert_eq!(place.state("c1")["status"], "stopped");
     place.ok(&["delete", "c1"]);
     place.fails(&["run", "--bundle", &place.bundle_path(), "c1"], "process.args");
+    place.nothing_left();
+}
+
+fn schedulers_are_told_what_the_spec_says() {
+    let place = Place::new("scheduling");
+    // A child's, since all that a container starts inherits them: policy and niceness are fields of stat.
+    let look = "cut -d' ' -f41,19 /proc/self/stat; ionice -p $$; uname -m; head -1 /proc/self/numa_maps | cut -d' ' -f2";
+    place.bundle(|spec| {
+        let process = &mut spec["process"];
+        process["args"] = json!(["sh", "-c", look]);
+        process["scheduler"] = json!({"policy": "SCHED_BATCH", "nice": 5});
+        process["ioPriority"] = json!({"class": "IOPRIO_CLASS_BE", "priority": 6});
+        spec["linux"]["memoryPolicy"] = json!({"mode": "MPOL_BIND", "nodes": "0"});
+        spec["linux"]["personality"] = json!({"domain": "LINUX32"});
+    });
+    let output = place.command(&["run", "--bundle", &place.bundle_path(), "c1"]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let machine = if cfg!(target_arch = "x86_64") { "i686" } else { "armv8l" };
+    assert_eq!(said, format!("5 3\nbest-effort: prio 6\n{machine}\nbind:0\n"), "{output:?}");
+    // What this machine has not got is an error that says what was being done.
+    place.bundle(|spec| {
+        spec["process"]["args"] = json!(["true"]);
+        spec["linux"]["memoryPolicy"] = json!({"mode": "MPOL_BIND", "nodes": "1023"});
+    });
+    place.fails(&["run", "--bundle", &place.bundle_path(), "c1"], "NUMA policy");
     place.nothing_left();
 }
 

@@ -7,7 +7,7 @@ use bowline_model::cgroup::CgroupLayout;
 use bowline_model::runtime_spec::{Hooks, Linux, LinuxResources, Process, Spec};
 
 use crate::bytes::{absolute, c_string, parts};
-use crate::{PlanError, credentials, devices, mounts, namespaces, resources, seccomp, sysctls};
+use crate::{PlanError, credentials, devices, mounts, namespaces, resources, scheduling, seccomp, sysctls};
 
 /// What a plan is made from.
 #[derive(Debug, Clone, Copy)]
@@ -162,6 +162,7 @@ pub fn compile(inputs: &PlanInputs<'_>) -> Result<Compiled, PlanError> {
     }
     plan.rlimits = rlimits(process)?;
     plan.oom_score_adj = oom_score_adj(process)?;
+    plan.scheduling = scheduling::scheduling(process, linux)?;
     plan.credentials = credentials::credentials(process, inputs.last_cap, &mut notes)?;
     if let Some(profile) = &linux.seccomp {
         plan.seccomp = Some(inputs.seccomp.compile(profile, inputs.arch)?);
@@ -175,14 +176,10 @@ pub fn compile(inputs: &PlanInputs<'_>) -> Result<Compiled, PlanError> {
 
 fn refuse_unsupported(process: &Process, linux: &Linux) -> Result<(), PlanError> {
     let asked = [
-        ("process.scheduler", process.scheduler.is_some()),
-        ("process.ioPriority", process.io_priority.is_some()),
         ("process.execCPUAffinity", process.exec_cpu_affinity.is_some()),
-        ("linux.personality", linux.personality.is_some()),
         ("linux.timeOffsets", !linux.time_offsets.is_empty()),
         ("linux.intelRdt", linux.intel_rdt.is_some()),
         ("linux.netDevices", !linux.net_devices.is_empty()),
-        ("linux.memoryPolicy", linux.memory_policy.is_some()),
     ];
     match asked.iter().find(|(_, asked)| *asked) {
         Some((field, _)) => Err(PlanError::unsupported(*field)),

@@ -62,6 +62,7 @@ pub fn exec_plan(container: &LaunchPlan, request: &ExecRequest) -> Result<Launch
         .collect();
     plan.rlimits = container.rlimits.clone();
     plan.oom_score_adj = container.oom_score_adj;
+    plan.scheduling = container.scheduling.clone();
     plan.credentials = credentials(&container.credentials, request.user.as_ref());
     plan.seccomp = container.seccomp.clone();
     plan.apparmor = container.apparmor.clone();

@@ -15,6 +15,7 @@ mod mounts;
 mod namespaces;
 mod options;
 pub mod resources;
+mod scheduling;
 pub mod seccomp;
 mod sysctls;
 mod update;

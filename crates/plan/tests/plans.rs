@@ -247,11 +247,12 @@ fn refused(start: &str, change: fn(&mut serde_json::Value)) {
 #[test]
 fn what_we_do_not_do_is_refused_by_name() {
     use serde_json::json;
-    refused("process.scheduler", |v| v["process"]["scheduler"] = json!({"policy": "SCHED_FIFO"}));
-    refused("process.ioPriority", |v| {
-        v["process"]["ioPriority"] = json!({"class": "IOPRIO_CLASS_RT", "priority": 1})
+    refused("process.scheduler.priority", |v| v["process"]["scheduler"] = json!({"policy": "SCHED_FIFO"}));
+    refused("process.ioPriority.priority", |v| {
+        v["process"]["ioPriority"] = json!({"class": "IOPRIO_CLASS_RT", "priority": 8})
     });
-    refused("linux.personality", |v| v["linux"]["personality"] = json!({"domain": "LINUX32"}));
+    refused("linux.memoryPolicy.nodes", |v| v["linux"]["memoryPolicy"] = json!({"mode": "MPOL_BIND"}));
+    refused("linux.personality.domain", |v| v["linux"]["personality"] = json!({"domain": "BSD"}));
     refused("linux.timeOffsets", |v| v["linux"]["timeOffsets"] = json!({"monotonic": {"secs": 1}}));
     refused("linux.intelRdt", |v| v["linux"]["intelRdt"] = json!({"closID": "x"}));
     refused("linux.namespaces[0].type \"time\"", |v| v["linux"]["namespaces"][0] = json!({"type": "time"}));

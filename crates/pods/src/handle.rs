@@ -523,10 +523,14 @@ const REAP_AFTER: Duration = Duration::from_secs(1);
 /// How often workers that open paths are looked at.
 const TIDY_EVERY: Duration = Duration::from_secs(30);
 
-/// Has a worker ready for the first container, and ends those that nobody needs any more.
+/// Has a worker and a network namespace ready for the first container, and ends workers that nobody needs any more.
 async fn tidy_paths(shared: Arc<Shared>) {
     let owner = shared.clone();
-    let _ = tokio::task::spawn_blocking(move || owner.paths.warm(&owner.program)).await;
+    let warm = move || {
+        owner.spare_network.fill();
+        owner.paths.warm(&owner.program);
+    };
+    let _ = tokio::task::spawn_blocking(warm).await;
     loop {
         tokio::time::sleep(TIDY_EVERY).await;
         let shared = shared.clone();

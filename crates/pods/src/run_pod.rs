@@ -144,6 +144,9 @@ async fn steps(
         if !own_network || own_users {
             return Ok(None);
         }
+        if let Some(spare) = shared.spare_network.take() {
+            return Ok(Some(Arc::new(spare)));
+        }
         let make = || netns::make().map_err(doing("make a network namespace"));
         blocking("make a network namespace", make).await.map(|made| Some(Arc::new(made)))
     };
@@ -351,6 +354,8 @@ async fn set_up(
         .iter()
         .map(|(name, value)| Ok((text(name.replace('.', "/"))?, text(value.clone())?)));
     let monitors = text(shared.monitors_cgroup())?;
+    // Where somebody else has made it, the kubelet as a rule, there is nothing to do in advance.
+    let group = if record.cgroup_made > 0 { record.cgroup.clone() } else { String::new() };
     // It is born in the folder of cgroup v2.
     let unified = shared.host.layout.unified();
     let joined = (0..shared.host.roots.len() as u8).filter(|hierarchy| Some(*hierarchy) != unified);
@@ -367,6 +372,7 @@ async fn set_up(
         unified,
         memory: shared.host.memory(),
         cgroups: joined.map(|hierarchy| MonitorCgroup { hierarchy, path: monitors.clone() }).collect(),
+        group: text(group)?,
         user: crate::user::of_pod(&record.spec)
             .map(|user| UserSetup { uids: range(&user.uids), gids: range(&user.gids) }),
     };

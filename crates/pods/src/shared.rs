@@ -54,6 +54,8 @@ pub(crate) struct Shared {
     pub checkpoints: Checkpoints,
     /// Plugins.
     pub nri: Nri,
+    /// The network namespace of the next pod.
+    pub spare_network: crate::netns::Spare,
     /// Wakes the reaper of links.
     pub dying_links: Notify,
     /// Network namespaces of pods that are down, kept until their links are gone too.
@@ -108,6 +110,7 @@ impl Shared {
             events: Events::default(),
             operations: Operations::default(),
             checkpoints: Checkpoints::default(),
+            spare_network: crate::netns::Spare::default(),
             dying_links: Notify::new(),
             dying_namespaces: Mutex::default(),
             unreadable: std::sync::atomic::AtomicBool::new(false),

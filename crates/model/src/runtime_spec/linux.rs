@@ -36,7 +36,7 @@ spec_structs! {
         /// Cache and memory bandwidth.
         pub intel_rdt: Option<IntelRdt>,
         /// NUMA policy.
-        pub memory_policy: Option<serde_json::Value>,
+        pub memory_policy: Option<LinuxMemoryPolicy>,
         /// Execution domain.
         pub personality: Option<LinuxPersonality>,
         /// Offsets of a time namespace, by clock.
@@ -133,6 +133,16 @@ spec_structs! {
         /// All of it, unread.
         #[serde(flatten)]
         pub extra: Extra,
+    }
+
+    /// NUMA policy, as set_mempolicy(2) has it.
+    pub struct LinuxMemoryPolicy {
+        /// `MPOL_..`.
+        pub mode: String,
+        /// List of nodes, such as `0-3,7`.
+        pub nodes: String,
+        /// `MPOL_F_..`.
+        pub flags: Vec<String>,
     }
 
     /// Execution domain.

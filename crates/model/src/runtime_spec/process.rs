@@ -94,9 +94,18 @@ spec_structs! {
     pub struct Scheduler {
         /// `SCHED_..`.
         pub policy: String,
-        /// Everything else of it.
-        #[serde(flatten)]
-        pub extra: Extra,
+        /// -20 to 19, for `SCHED_OTHER` and `SCHED_BATCH`.
+        pub nice: i32,
+        /// 1 to 99, for `SCHED_FIFO` and `SCHED_RR`.
+        pub priority: i32,
+        /// `SCHED_FLAG_..`.
+        pub flags: Vec<String>,
+        /// Nanoseconds, for `SCHED_DEADLINE`.
+        pub runtime: u64,
+        /// Nanoseconds, for `SCHED_DEADLINE`.
+        pub deadline: u64,
+        /// Nanoseconds, for `SCHED_DEADLINE`.
+        pub period: u64,
     }
 
     /// I/O priority.

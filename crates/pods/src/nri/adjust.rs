@@ -2,8 +2,9 @@
 //! container without it would not be what was asked for.
 
 use bowline_model::runtime_spec::{
-    DeviceRule, EnvLine, LinuxDevice, LinuxNamespace, LinuxResources, Mount, NamespaceType, Process, Rlimit,
-    Seccomp, SeccompAction, SeccompArg, SeccompOp, SeccompSyscall, Spec,
+    DeviceRule, EnvLine, IoPriority, LinuxDevice, LinuxMemoryPolicy, LinuxNamespace, LinuxResources, Mount,
+    NamespaceType, Process, Rlimit, Scheduler, Seccomp, SeccompAction, SeccompArg, SeccompOp, SeccompSyscall,
+    Spec,
 };
 use bowline_nri::{Adjustment, api};
 use bowline_store::ContainerRecord;
@@ -59,7 +60,35 @@ pub(super) fn apply(
     if let Some(policy) = &linux.seccomp_policy {
         part.seccomp = Some(seccomp(policy));
     }
+    schedule(linux, &mut stored.spec);
     Ok(())
+}
+
+/// Names are the spec's on both sides; the planner knows which make sense.
+fn schedule(wanted: &api::LinuxContainerAdjustment, spec: &mut Spec) {
+    let process = spec.process.get_or_insert_default();
+    if let Some(wish) = &wanted.scheduler {
+        process.scheduler = (wish.policy() != api::LinuxSchedulerPolicy::SchedNone).then(|| Scheduler {
+            policy: wish.policy().as_str_name().to_owned(),
+            nice: wish.nice,
+            priority: wish.priority,
+            flags: wish.flags().map(|flag| flag.as_str_name().to_owned()).collect(),
+            runtime: wish.runtime,
+            deadline: wish.deadline,
+            period: wish.period,
+        });
+    }
+    if let Some(wish) = &wanted.io_priority {
+        process.io_priority = (wish.class() != api::IoPrioClass::IoprioClassNone)
+            .then(|| IoPriority { class: wish.class().as_str_name().to_owned(), priority: wish.priority });
+    }
+    if let Some(wish) = &wanted.memory_policy {
+        spec.linux.get_or_insert_default().memory_policy = Some(LinuxMemoryPolicy {
+            mode: wish.mode().as_str_name().to_owned(),
+            nodes: wish.nodes.clone(),
+            flags: wish.flags().map(|flag| flag.as_str_name().to_owned()).collect(),
+        });
+    }
 }
 
 /// What the executor has nothing for.
@@ -71,15 +100,12 @@ fn refuse(adjustment: &Adjustment) -> Result<(), PodError> {
     let asked = [
         ("OCI hooks", Field::OciHooks, hooks != api::Hooks::default()),
         ("linux.cgroups_path", Field::CgroupsPath, !linux.cgroups_path.is_empty()),
-        ("linux.io_priority", Field::IoPriority, linux.io_priority.is_some()),
-        ("linux.scheduler", Field::LinuxSched, linux.scheduler.is_some()),
         (
             "linux.net_devices",
             Field::LinuxNetDevices,
             linux.net_devices.keys().any(|name| !name.starts_with('-')),
         ),
         ("linux.rdt", Field::RdtClosId, linux.rdt.is_some_and(|rdt| !rdt.remove)),
-        ("linux.memory_policy", Field::MemoryPolicy, linux.memory_policy.is_some()),
     ];
     match asked.iter().find(|(_, _, asked)| *asked) {
         None => Ok(()),
@@ -362,16 +388,16 @@ mod tests {
                 linux(api::LinuxContainerAdjustment { cgroups_path: "/x".into(), ..Default::default() }),
             ),
             (
-                "scheduler",
+                "rdt",
                 linux(api::LinuxContainerAdjustment {
-                    scheduler: Some(api::LinuxScheduler::default()),
+                    rdt: Some(api::LinuxRdt::default()),
                     ..Default::default()
                 }),
             ),
         ];
         for (name, wanted) in cases {
             let owner = |field: api::Field| (field as i32, "10-one".to_owned());
-            let fields = [api::Field::OciHooks, api::Field::CgroupsPath, api::Field::LinuxSched];
+            let fields = [api::Field::OciHooks, api::Field::CgroupsPath, api::Field::RdtClosId];
             let simple = fields.into_iter().map(owner).collect();
             let owners = api::FieldOwners { simple, ..api::FieldOwners::default() };
             let error = refuse(&Adjustment { wanted, owners }).unwrap_err();
