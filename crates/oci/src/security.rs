@@ -55,8 +55,11 @@ pub(crate) fn apparmor(inputs: &ContainerInputs<'_>, notes: &mut Vec<Note>) -> R
             Ok(name.to_owned())
         }
         SecurityProfile::Unset | SecurityProfile::RuntimeDefault => {
-            if security.privileged || !inputs.node.apparmor {
+            if !inputs.node.apparmor {
                 return Ok(String::new());
+            }
+            if security.privileged {
+                return Ok("unconfined".into());
             }
             let default = inputs.node.apparmor_default.clone();
             if default.is_none() {
