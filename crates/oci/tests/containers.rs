@@ -402,6 +402,18 @@ fn who_gets_which_apparmor_profile() {
 }
 
 #[test]
+fn a_selinux_label_is_refused_only_where_it_would_matter() {
+    let label = bowline_model::spec::SelinuxOptions { level: "s0:c1,c2".into(), ..Default::default() };
+    let mut case = case();
+    case.container.security.selinux = Some(label);
+    assert!(case.build().is_ok());
+    case.node.selinux = true;
+    assert!(case.error().starts_with("security_context.selinux_options: "), "{}", case.error());
+    case.container.security.selinux = Some(Default::default());
+    assert!(case.build().is_ok());
+}
+
+#[test]
 fn localhost_seccomp_is_taken_as_it_is() {
     let mut case = case();
     case.container.security.seccomp = SecurityProfile::Localhost("/p.json".into());
