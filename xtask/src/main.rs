@@ -4,6 +4,7 @@ mod build;
 mod critest;
 mod deb;
 mod install;
+mod limit;
 mod run;
 mod tidy;
 mod vm;

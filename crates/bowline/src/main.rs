@@ -15,6 +15,7 @@ mod log;
 mod metrics;
 mod notify;
 mod serve;
+mod traces;
 
 use std::process::ExitCode;
 

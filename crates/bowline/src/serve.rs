@@ -29,6 +29,7 @@ use crate::listen::{ListenError, listen, private_folder};
 use crate::log::{self, Format, Level};
 use crate::metrics;
 use crate::notify::notify;
+use crate::traces::{SpanPerCall, Traces};
 
 /// How long calls under way may go on after the signal to end. Operations outlive their calls anyway: this is for the
 /// answers.
@@ -118,7 +119,6 @@ pub(crate) fn main(args: Args) -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    log::init(config.settings.log.level, config.settings.log.format);
     match run(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -136,9 +136,23 @@ fn run(config: Config) -> Result<(), ServeError> {
         .worker_threads(2)
         .thread_name("bowline")
         .enable_all()
-        .build()
-        .map_err(ServeError::failed("start the threads"))?;
+        .build();
+    let started = runtime.as_ref().map_or(Ok(None), |runtime| {
+        let _inside = runtime.enter();
+        Traces::start(&config.settings.traces)
+    });
+    let (traces, no_traces) = started.map_or_else(|error| (None, Some(error)), |traces| (traces, None));
+    log::init(config.settings.log.level, config.settings.log.format, traces.as_ref());
+    let runtime = runtime.map_err(ServeError::failed("start the threads"))?;
+    if let Some(error) = no_traces {
+        return Err(ServeError::failed(
+            "send traces (traces.endpoint, or OTEL_EXPORTER_OTLP_* of the environment)",
+        )(error));
+    }
     let outcome = runtime.block_on(serve(config));
+    if let Some(traces) = traces {
+        traces.end();
+    }
     // A blocking thread that hangs on a dead disk must not keep the daemon from ending.
     runtime.shutdown_timeout(Duration::from_secs(1));
     outcome
@@ -219,6 +233,7 @@ async fn serve_until_signal(
     let (runtime, image) = bowline_cri::services(pods.clone(), streaming, server_info(config));
     let (stop, stopped) = oneshot::channel::<()>();
     let server = Server::builder()
+        .layer(SpanPerCall::default())
         .add_service(runtime)
         .add_service(image)
         .add_service(bowline_cri::admin::admin_service(pods.clone()));
