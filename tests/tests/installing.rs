@@ -29,8 +29,10 @@ fn may_run(test: &str) -> bool {
 
 #[track_caller]
 fn run(program: &str, args: &[&str]) -> String {
-    let output = Command::new(program).args(args).output().unwrap_or_else(|error| panic!("{program}: {error}"));
-    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let output =
+        Command::new(program).args(args).output().unwrap_or_else(|error| panic!("{program}: {error}"));
+    let text =
+        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     println!("$ {program} {}\n{text}", args.join(" "));
     assert!(output.status.success(), "{program} {args:?} failed: {text}");
     text
@@ -39,7 +41,8 @@ fn run(program: &str, args: &[&str]) -> String {
 #[track_caller]
 fn fails(program: &str, args: &[&str]) -> String {
     let output = Command::new(program).args(args).output().unwrap();
-    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let text =
+        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     println!("$ {program} {}\n{text}", args.join(" "));
     assert!(!output.status.success(), "{program} {args:?} worked: {text}");
     text
@@ -47,6 +50,17 @@ fn fails(program: &str, args: &[&str]) -> String {
 
 fn is_active() -> bool {
     Command::new("systemctl").args(["is-active", "--quiet", "bowline"]).status().unwrap().success()
+}
+
+/// What the daemon said, should it not run.
+#[track_caller]
+fn must_be_active() {
+    if !is_active() {
+        panic!(
+            "the daemon does not run: {}",
+            run("journalctl", &["-u", "bowline", "--no-pager", "-n", "30"])
+        );
+    }
 }
 
 fn main_pid() -> String {
@@ -72,7 +86,12 @@ fn inventory() -> BTreeSet<String> {
         }
     });
     let lines = |path: &str| fs::read_to_string(path).unwrap_or_default();
-    found.extend(lines("/proc/self/mountinfo").lines().filter(|line| line.contains("bowline")).map(|line| format!("mount {line}")));
+    found.extend(
+        lines("/proc/self/mountinfo")
+            .lines()
+            .filter(|line| line.contains("bowline"))
+            .map(|line| format!("mount {line}")),
+    );
     for link in fs::read_dir("/sys/class/net").unwrap().flatten() {
         found.insert(format!("link {}", link.file_name().to_string_lossy()));
     }
@@ -124,7 +143,9 @@ impl Node {
 
     /// A pod of one container, whose first process is given.
     fn pod(&self, bowline: &str, name: &str) -> Pod {
-        wait_for("the daemon serves", SOON, || Command::new(bowline).arg("version").output().unwrap().status.success());
+        wait_for("the daemon serves", SOON, || {
+            Command::new(bowline).arg("version").output().unwrap().status.success()
+        });
         assert!(self.registry.log().len() < 1000);
         run(bowline, &["pull", &self.image]);
         run(bowline, &["run", "-d", "--name", name, &self.image, "sleep", "100000"]);
@@ -160,7 +181,8 @@ fn a_package_comes_and_goes_around_a_pod() {
         return;
     }
     let mut files = fs::read_dir(programs()).unwrap().flatten().map(|entry| entry.path());
-    let Some(package) = files.find(|path| path.extension().is_some_and(|extension| extension == "deb")) else {
+    let Some(package) = files.find(|path| path.extension().is_some_and(|extension| extension == "deb"))
+    else {
         println!("NOT TESTED: a_package_comes_and_goes_around_a_pod: no package was given by --with");
         return;
     };
@@ -168,7 +190,7 @@ fn a_package_comes_and_goes_around_a_pod() {
     let before = inventory();
     configure_network();
     run("dpkg", &["-i", package]);
-    assert!(is_active(), "an installed package's daemon runs");
+    must_be_active();
     run("systemctl", &["is-enabled", "bowline"]);
     let node = Node::new();
     let pod = node.pod("/usr/bin/bowline", "one");
@@ -176,7 +198,7 @@ fn a_package_comes_and_goes_around_a_pod() {
     // An upgrade: another daemon, the same pod.
     let first = main_pid();
     run("dpkg", &["-i", package]);
-    assert!(is_active());
+    must_be_active();
     assert_ne!(main_pid(), first, "an upgrade starts the daemon anew");
     pod.must_live();
     wait_for("the pod is known", SOON, || run("/usr/bin/bowline", &["ps", "-q"]).trim().len() > 10);

@@ -36,8 +36,17 @@ pub fn program() -> Result<PathBuf> {
 /// The arguments for `with-daemon`: its own, critest, critest's.
 pub fn words(own: &[String], critest: &str, passed: &[String]) -> Vec<String> {
     let fixed = [
-        "--", critest, "-runtime-endpoint", "{endpoint}", "-image-endpoint", "{endpoint}", "-ginkgo.no-color",
-        "-nri-socket", "{nri}", "-ginkgo.skip", SKIP,
+        "--",
+        critest,
+        "-runtime-endpoint",
+        "{endpoint}",
+        "-image-endpoint",
+        "{endpoint}",
+        "-ginkgo.no-color",
+        "-nri-socket",
+        "{nri}",
+        "-ginkgo.skip",
+        SKIP,
     ];
     own.iter().cloned().chain(fixed.map(str::to_owned)).chain(passed.iter().cloned()).collect()
 }

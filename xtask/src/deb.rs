@@ -37,7 +37,9 @@ pub fn deb(args: &[String]) -> Result<()> {
     };
     for program in ["dpkg-deb", "dpkg", "gzip"] {
         if !install::on_path(program) {
-            bail!("{program} is missing; packages are made on Debian and its kin (apt-get install dpkg gzip)");
+            bail!(
+                "{program} is missing; packages are made on Debian and its kin (apt-get install dpkg gzip)"
+            );
         }
     }
     let programs = build::build(!debug)?;
@@ -45,7 +47,9 @@ pub fn deb(args: &[String]) -> Result<()> {
     let stage = folder.join("stage");
     let _ = fs::remove_dir_all(&stage);
     fs::create_dir_all(&stage).with_context(|| format!("make {}", stage.display()))?;
-    run(Command::new(programs.join("bowline")).args(["install", "--package", "--prefix", "/usr", "--root-dir"]).arg(&stage))?;
+    run(Command::new(programs.join("bowline"))
+        .args(["install", "--package", "--prefix", "/usr", "--root-dir"])
+        .arg(&stage))?;
     if debug {
         strip(&stage)?;
     }
@@ -110,7 +114,8 @@ fn newest_libc(program: &[u8]) -> String {
     let starts = program.windows(mark.len()).enumerate().filter(|(_, window)| window == mark);
     let minors = starts.filter_map(|(at, _)| {
         let rest = &program[at + mark.len()..];
-        let digits: String = rest.iter().take_while(|byte| byte.is_ascii_digit()).map(|byte| *byte as char).collect();
+        let digits: String =
+            rest.iter().take_while(|byte| byte.is_ascii_digit()).map(|byte| *byte as char).collect();
         digits.parse::<u32>().ok()
     });
     // A static program names none; this is the oldest libc that our toolchain links.

@@ -127,7 +127,8 @@ pub fn smoke() -> Result<()> {
         let mut command = ["check-own", "--patience", PATIENCE].map(str::to_owned).to_vec();
         command.extend(SMOKE.iter().flat_map(|case| ["--case".to_owned(), (*case).to_owned()]));
         let guest = Guest { kernel, systemd: false };
-        let options = Options { guest, timeout: Duration::from_secs(600), with: Vec::new(), images: None, command };
+        let options =
+            Options { guest, timeout: Duration::from_secs(600), with: Vec::new(), images: None, command };
         println!("xtask: the smoke set on cgroup v2, kernel {}", kernel.name());
         let code = run(&options)?;
         if code != 0 {

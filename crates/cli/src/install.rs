@@ -60,7 +60,8 @@ fn install_from(own: &Path, args: &InstallArgs) -> Done {
             }
         }
         // What was there before us, and is as we would have written it, is still not ours.
-        if item.kind != Kind::Settings || there.is_none() || is_ours || there.as_deref() != Some(&wanted[..]) {
+        if item.kind != Kind::Settings || there.is_none() || is_ours || there.as_deref() != Some(&wanted[..])
+        {
             written.add(&item.path, &wanted);
         }
     }
@@ -80,7 +81,9 @@ fn start(args: &InstallArgs, units_changed: bool) -> Done {
     let wants = args.enable || args.start;
     if !systemd::runs() {
         if wants {
-            return Err(Failure::new("everything is installed, but systemd does not run here: nothing was enabled or started"));
+            return Err(Failure::new(
+                "everything is installed, but systemd does not run here: nothing was enabled or started",
+            ));
         }
         say(&format!("start it with {}/bin/bowline serve", args.prefix.display()));
         return Ok(0);
@@ -96,7 +99,9 @@ fn start(args: &InstallArgs, units_changed: bool) -> Done {
         systemctl(&["restart", SERVICE])?;
     }
     match (wants, systemd::is_active()) {
-        (false, true) => say("the daemon that runs is the one from before; `systemctl restart bowline` replaces it, pods go on"),
+        (false, true) => say(
+            "the daemon that runs is the one from before; `systemctl restart bowline` replaces it, pods go on",
+        ),
         (false, false) => say("start it with `systemctl enable --now bowline`"),
         (true, _) => {}
     }
@@ -109,8 +114,11 @@ pub(crate) async fn uninstall(endpoint: &str, timeout: Duration, args: &Uninstal
     let record = Record::read(&places.record())?;
     if record.is_empty() {
         return Err(Failure::hint(
-            format!("{} is not there: `bowline install` has installed nothing below {}", places.record().display(),
-                args.prefix.display()),
+            format!(
+                "{} is not there: `bowline install` has installed nothing below {}",
+                places.record().display(),
+                args.prefix.display()
+            ),
             "the --prefix that was installed to; a package is removed by its package manager",
         ));
     }
@@ -140,7 +148,8 @@ pub(crate) async fn uninstall(endpoint: &str, timeout: Duration, args: &Uninstal
             continue;
         }
         if !args.dry_run {
-            fs::remove_file(&place).map_err(|error| Failure::io(&format!("remove {}", place.display()), error))?;
+            fs::remove_file(&place)
+                .map_err(|error| Failure::io(&format!("remove {}", place.display()), error))?;
         }
         print_line(&format!("{}    {}", said(args.dry_run, "removed", "remove"), place.display()))?;
     }
@@ -192,7 +201,10 @@ struct Places {
 impl Places {
     fn new(prefix: &Path, root: Option<&Path>) -> Result<Places, Failure> {
         if !prefix.is_absolute() {
-            return Err(Failure::hint(format!("--prefix {} is no absolute path", prefix.display()), "/usr/local"));
+            return Err(Failure::hint(
+                format!("--prefix {} is no absolute path", prefix.display()),
+                "/usr/local",
+            ));
         }
         Ok(Places { prefix: prefix.to_owned(), root: root.unwrap_or(Path::new("/")).to_owned() })
     }

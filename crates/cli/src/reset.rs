@@ -87,7 +87,8 @@ fn lock(folder: &Path) -> Result<Option<fs::File>, Failure> {
 
 /// The empty groups of an instance, in all hierarchies.
 fn remove_cgroups(instance: &str) -> Result<(), Failure> {
-    let text = fs::read_to_string("/proc/self/mountinfo").map_err(|error| Failure::io("read the mounts", error))?;
+    let text =
+        fs::read_to_string("/proc/self/mountinfo").map_err(|error| Failure::io("read the mounts", error))?;
     let mounts = text.lines().filter_map(|line| {
         let (front, back) = line.split_once(" - ")?;
         back.starts_with("cgroup").then(|| front.split(' ').nth(4).map(PathBuf::from)).flatten()

@@ -150,8 +150,13 @@ impl Apparmor {
         }
         if self.state == ApparmorState::Default(profile.to_owned()) {
             if self.config.default_profile.is_none() {
-                tracing::warn!(profile, "somebody has removed the default AppArmor profile; loading it again");
-                return self.load(false).map_err(|why| PodError::failed("load the default AppArmor profile", why));
+                tracing::warn!(
+                    profile,
+                    "somebody has removed the default AppArmor profile; loading it again"
+                );
+                return self
+                    .load(false)
+                    .map_err(|why| PodError::failed("load the default AppArmor profile", why));
             }
             return Err(PodError::State(format!(
                 "apparmor.default_profile: profile {profile} is no longer loaded on this node; load it with apparmor_parser"
@@ -170,7 +175,8 @@ fn off(config: &ApparmorConfig) -> Option<String> {
         return Some("apparmor.enable is false".to_owned());
     }
     let enabled = fs::read_to_string(ENABLED);
-    (!enabled.is_ok_and(|text| text.starts_with('Y'))).then(|| "the kernel has it not, or not enabled".to_owned())
+    (!enabled.is_ok_and(|text| text.starts_with('Y')))
+        .then(|| "the kernel has it not, or not enabled".to_owned())
 }
 
 /// What a look at the node finds, for people: nothing is loaded.
@@ -181,9 +187,9 @@ pub fn look() -> ApparmorState {
     match (is_loaded(DEFAULT_PROFILE), parser()) {
         (Ok(true), _) => ApparmorState::Default(DEFAULT_PROFILE.to_owned()),
         (Err(why), _) | (_, Err(why)) => ApparmorState::NoDefault(why),
-        (Ok(false), Ok(_)) => {
-            ApparmorState::NoDefault(format!("{DEFAULT_PROFILE} is not loaded; a daemon that starts loads it"))
-        }
+        (Ok(false), Ok(_)) => ApparmorState::NoDefault(format!(
+            "{DEFAULT_PROFILE} is not loaded; a daemon that starts loads it"
+        )),
     }
 }
 
@@ -214,13 +220,16 @@ fn own_label() -> String {
 /// The text of our profile for a daemon of this label.
 fn text(daemon: &str) -> String {
     // A label may hold anything but a quote.
-    PROFILE.replace("@NAME@", DEFAULT_PROFILE).replace("@DAEMON@", &format!("\"{}\"", daemon.replace('"', "")))
+    PROFILE
+        .replace("@NAME@", DEFAULT_PROFILE)
+        .replace("@DAEMON@", &format!("\"{}\"", daemon.replace('"', "")))
 }
 
 fn parser() -> Result<PathBuf, String> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let folders = std::env::split_paths(&path).chain(FOLDERS.iter().map(PathBuf::from));
-    let mut programs = folders.filter(|folder| folder.is_absolute()).map(|folder| folder.join("apparmor_parser"));
+    let mut programs =
+        folders.filter(|folder| folder.is_absolute()).map(|folder| folder.join("apparmor_parser"));
     programs.find(|program| program.is_file()).ok_or_else(|| {
         "there is no apparmor_parser to load a profile with; install the package apparmor and restart the daemon"
             .to_owned()
@@ -285,7 +294,8 @@ mod tests {
 
     #[test]
     fn the_kernels_list_of_profiles() {
-        let list = "docker-default (enforce)\n/usr/bin/man (complain)\na name (with) spaces (enforce)\nbroken\n";
+        let list =
+            "docker-default (enforce)\n/usr/bin/man (complain)\na name (with) spaces (enforce)\nbroken\n";
         let found: Vec<&str> = names(list).collect();
         assert_eq!(found, ["docker-default", "/usr/bin/man", "a name (with) spaces"]);
     }

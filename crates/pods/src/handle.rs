@@ -107,9 +107,8 @@ impl Pods {
             if let Err(why) = &users {
                 tracing::info!(why, "pods cannot have user namespaces on this node");
             }
-            let shared = Shared::new(
-                config, store, images, cni, host, apparmor, program, base, null, users, instance,
-            );
+            let shared =
+                Shared::new(config, store, images, cni, host, apparmor, program, base, null, users, instance);
             let monitors =
                 std::ffi::CString::new(shared.monitors_cgroup()).map_err(doing("name a cgroup"))?;
             for root in &shared.host.roots {

@@ -28,9 +28,10 @@ impl ApparmorSettings {
 
     pub(super) fn check(&self) -> Result<(), ConfigError> {
         match &self.default_profile {
-            Some(name) if name.is_empty() || name.contains(char::is_control) => {
-                Err(ConfigError::value("apparmor.default_profile", format!("{name:?} is no name of a profile")))
-            }
+            Some(name) if name.is_empty() || name.contains(char::is_control) => Err(ConfigError::value(
+                "apparmor.default_profile",
+                format!("{name:?} is no name of a profile"),
+            )),
             _ => Ok(()),
         }
     }

@@ -173,10 +173,15 @@ fn daemons_side_by_side_have_plugins_of_their_own() {
 #[test]
 fn the_file_that_is_installed_says_what_is_true() {
     let text = include_str!("../../../../packaging/config.toml");
-    let settings = |text: &str| Files::new(&[("config.toml", text)]).load(Flags::default()).map(|config| config.settings);
+    let settings = |text: &str| {
+        Files::new(&[("config.toml", text)]).load(Flags::default()).map(|config| config.settings)
+    };
     assert_eq!(settings(text).unwrap(), Settings::default());
     // Every line that is commented out can be taken in, and is the default.
-    let keys = text.lines().filter_map(|line| line.strip_prefix("# ")).filter(|line| line.contains(" = ") || line.starts_with('['));
+    let keys = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("# "))
+        .filter(|line| line.contains(" = ") || line.starts_with('['));
     let opened = settings(&keys.collect::<Vec<_>>().join("\n")).unwrap();
     assert_eq!((opened.apparmor, opened.log, opened.nri), Default::default());
     let config = Files::new(&[("config.toml", "")]).load(Flags::default()).unwrap();

@@ -75,7 +75,13 @@ fn apparmor(text: &str) -> Finding {
     if text.starts_with("default profile ") {
         return Finding::ok("daemon", "AppArmor", text);
     }
-    Finding::not_ok("daemon", "AppArmor", Health::Off, text, "containers that name no AppArmor profile have none")
+    Finding::not_ok(
+        "daemon",
+        "AppArmor",
+        Health::Off,
+        text,
+        "containers that name no AppArmor profile have none",
+    )
 }
 
 fn condition(condition: v1::RuntimeCondition) -> Finding {

@@ -131,9 +131,13 @@ fn security_modules() -> Finding {
 fn apparmor() -> Finding {
     let off = |why, consequence| Finding::not_ok("security", "AppArmor", Health::Off, why, consequence);
     match bowline_pods::look_at_apparmor() {
-        ApparmorState::Off(why) => off(why, "containers have no AppArmor profile, and those that name one are refused"),
+        ApparmorState::Off(why) => {
+            off(why, "containers have no AppArmor profile, and those that name one are refused")
+        }
         ApparmorState::NoDefault(why) => off(why, "containers that name no AppArmor profile have none"),
-        ApparmorState::Default(profile) => Finding::ok("security", "AppArmor", format!("{profile} is loaded")),
+        ApparmorState::Default(profile) => {
+            Finding::ok("security", "AppArmor", format!("{profile} is loaded"))
+        }
     }
 }
 

@@ -52,7 +52,12 @@ impl Item {
 pub(super) fn items(own: &Path, prefix: &Path, package: bool) -> Result<Vec<Item>, Failure> {
     let mut items = programs(own, prefix)?;
     let program = prefix.join("bin/bowline");
-    let text = |path: PathBuf, kind, text: &str| Item { path, kind, mode: 0o644, content: Content::Text(text.to_owned()) };
+    let text = |path: PathBuf, kind, text: &str| Item {
+        path,
+        kind,
+        mode: 0o644,
+        content: Content::Text(text.to_owned()),
+    };
     let units = prefix.join("lib/systemd/system");
     let service = SERVICE.replace("/usr/bin/bowline", &program.to_string_lossy());
     items.push(text(units.join("bowline.service"), Kind::Unit, &service));
@@ -66,7 +71,12 @@ pub(super) fn items(own: &Path, prefix: &Path, package: bool) -> Result<Vec<Item
 
 /// This program, and those that belong to it, from where this one finds them.
 fn programs(own: &Path, prefix: &Path) -> Result<Vec<Item>, Failure> {
-    let item = |path: PathBuf, from: PathBuf| Item { path, kind: Kind::Program, mode: 0o755, content: Content::Copy(from) };
+    let item = |path: PathBuf, from: PathBuf| Item {
+        path,
+        kind: Kind::Program,
+        mode: 0o755,
+        content: Content::Copy(from),
+    };
     let mut items = vec![item(prefix.join("bin/bowline"), own.to_owned())];
     for (name, is_needed) in [("bowline-monitor", true), ("bowline-check-helper", false)] {
         let places = [own.with_file_name(name), libexec(own).join(name)];

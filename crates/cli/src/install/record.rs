@@ -29,8 +29,9 @@ impl Record {
     pub fn read(path: &Path) -> Result<Record, Failure> {
         let Some(bytes) = read_if_there(path)? else { return Ok(Record::default()) };
         let name = path.display();
-        let record: Record = serde_json::from_slice(&bytes)
-            .map_err(|error| Failure::hint(format!("{name} cannot be read: {error}"), "remove it; files are then kept"))?;
+        let record: Record = serde_json::from_slice(&bytes).map_err(|error| {
+            Failure::hint(format!("{name} cannot be read: {error}"), "remove it; files are then kept")
+        })?;
         match record.version {
             VERSION => Ok(record),
             other => Err(Failure::hint(

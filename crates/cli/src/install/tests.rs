@@ -55,7 +55,9 @@ impl Machine {
             for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
                 match entry.file_type().unwrap().is_dir() {
                     true => folders.push(entry.path()),
-                    false => found.push(entry.path().strip_prefix(self.path("to")).unwrap().display().to_string()),
+                    false => {
+                        found.push(entry.path().strip_prefix(self.path("to")).unwrap().display().to_string())
+                    }
                 }
             }
         }
@@ -82,7 +84,11 @@ fn what_is_installed_is_gone_again() {
         "usr/local/share/bowline/installed.json",
     ];
     assert_eq!(machine.everything(), expected);
-    assert!(machine.text("usr/local/lib/systemd/system/bowline.service").contains("=/usr/local/bin/bowline serve"));
+    assert!(
+        machine
+            .text("usr/local/lib/systemd/system/bowline.service")
+            .contains("=/usr/local/bin/bowline serve")
+    );
     let mode = fs::metadata(machine.file("usr/local/bin/bowline")).unwrap().permissions().mode();
     assert_eq!(mode & 0o7777, 0o755);
     // The same again changes nothing.
@@ -120,7 +126,8 @@ fn what_somebody_changed_is_kept() {
 fn settings_that_were_there_before_us_are_not_ours() {
     let machine = Machine::new();
     fs::create_dir_all(machine.file("etc")).unwrap();
-    fs::write(machine.file("etc/crictl.yaml"), "runtime-endpoint: unix:///run/containerd/containerd.sock\n").unwrap();
+    fs::write(machine.file("etc/crictl.yaml"), "runtime-endpoint: unix:///run/containerd/containerd.sock\n")
+        .unwrap();
     machine.install(&[]).unwrap();
     assert!(machine.text("etc/crictl.yaml").contains("containerd"));
     machine.uninstall(&["--force"]).unwrap();
@@ -132,7 +139,10 @@ fn a_package_brings_only_what_is_its_own() {
     let machine = Machine::new();
     machine.install(&["--package", "--prefix", "/usr"]).unwrap();
     let files = machine.everything();
-    assert!(!files.iter().any(|file| file.contains("crictl") || file.contains("installed.json")), "{files:?}");
+    assert!(
+        !files.iter().any(|file| file.contains("crictl") || file.contains("installed.json")),
+        "{files:?}"
+    );
     assert!(machine.text("usr/lib/systemd/system/bowline.service").contains("=/usr/bin/bowline serve"));
 }
 
