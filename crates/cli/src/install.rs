@@ -181,12 +181,12 @@ async fn end_pods(endpoint: &str, timeout: Duration, args: &UninstallArgs) -> Re
         (_, Pods { count: 0, .. }) => Ok(()),
         (Some(client), _) if args.purge && !args.dry_run => reset::remove_pods(client).await,
         (_, Pods { count, .. }) if args.purge && !args.dry_run => Err(Failure::hint(
-            format!("{count} pods are on this machine, and no daemon answers that could remove them"),
+            format!("pods are left ({count}), and no daemon answers that could remove them"),
             "start the daemon, then the same again",
         )),
         (_, Pods { ready, .. }) if args.force || args.dry_run || ready == 0 => Ok(()),
         (_, Pods { ready, .. }) => Err(Failure::hint(
-            format!("{ready} pods run; without the daemon nobody could stop them"),
+            format!("pods run ({ready}); without the daemon nobody could stop them"),
             "`bowline rmp --all --force` first; --purge does that and removes all data; --force leaves them running",
         )),
     }

@@ -55,7 +55,7 @@ pub(crate) fn reset(args: &ResetArgs) -> Done {
         0 => {}
         count => {
             return Err(Failure::hint(
-                format!("{count} pods are in {}", args.state.join("pods").display()),
+                format!("pods are left in {} ({count})", args.state.join("pods").display()),
                 "start the daemon, then `bowline rmp --all --force`",
             ));
         }
