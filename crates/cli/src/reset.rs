@@ -6,11 +6,10 @@ use std::path::{Path, PathBuf};
 use bowline_cni::{Cni, CniConfig, InstanceTag};
 use bowline_cri_proto::v1;
 
-use crate::args::ResetArgs;
+use crate::args::{ResetArgs, RmpArgs};
 use crate::client::Client;
 use crate::failure::{Done, Failure};
 use crate::install::remove_tree;
-use crate::pods::{remove_one, stop_one};
 use crate::select::all_pods;
 
 /// Pods of the node.
@@ -36,13 +35,10 @@ pub(crate) fn pods_in(state: &Path) -> usize {
     fs::read_dir(state.join("pods")).into_iter().flatten().count()
 }
 
-/// Stops and removes all of them.
+/// Stops and removes all of them, with what `bowline run` made for them.
 pub(crate) async fn remove_pods(client: &Client) -> Result<(), Failure> {
-    for pod in all_pods(client).await? {
-        stop_one(client, &pod.id).await?;
-        remove_one(client, &pod.id).await?;
-    }
-    Ok(())
+    let all = RmpArgs { force: true, all: true, pods: Vec::new() };
+    crate::pods::remove(client, &all).await.map(drop)
 }
 
 /// Networks and cgroups; records and images too if `all`.
