@@ -1,7 +1,8 @@
-//! The chores of the house: `cargo xtask demo|test|tidy|critest|vm|build`.
+//! The chores of the house: `cargo xtask demo|test|tidy|critest|vm|build|deb`.
 
 mod build;
 mod critest;
+mod deb;
 mod install;
 mod limit;
 mod run;
@@ -18,6 +19,7 @@ cargo xtask COMMAND
   tidy              check the rules of the house: ranks, unsafe, file sizes, paths
   critest [ARGS]    run the official critest, taken from PATH, against a daemon of ours
   vm [OPTIONS] CMD  run CMD in a guest with a stock kernel and cgroup v2; `vm --help`
+  deb [--debug]     a Debian package: target/deb/bowline_VERSION_ARCH.deb
   build [--release] build `bowline`, the static monitor and the check helper into target/
 ";
 
@@ -34,6 +36,7 @@ fn main() -> ExitCode {
             Ok(code) => return ExitCode::from(code),
             Err(error) => Err(error),
         },
+        "deb" => deb::deb(&rest),
         "build" => build::build(rest.iter().any(|arg| arg == "--release")).map(drop),
         _ => {
             eprint!("{HELP}");

@@ -19,13 +19,16 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{build, install};
+use crate::{build, critest, install};
 
 const HELP: &str = "\
 cargo xtask vm [--kernel 6.1|6.12] [--systemd] [--timeout SECONDS] [--with FILE].. COMMAND..
+cargo xtask vm [OPTIONS] critest --images LAYOUT [ARGS]
 cargo xtask vm smoke
 
 Runs COMMAND as root in a guest with a Debian kernel and cgroup v2, and ends with its exit code.
+`critest` is taken from PATH, and runs with ARGS against a daemon of ours; the images that it names come from LAYOUT, an OCI
+layout whose names are `repository:tag`.
 `smoke` alone runs the part of `bowline check` that `cargo xtask test` runs in both kernels' guests.
 On the guest's PATH: bowline, check-own, with-daemon, demo, criu, and the tests of tests/ by their names (takeover, ..).
 
@@ -90,6 +93,8 @@ struct Options {
     guest: Guest,
     timeout: Duration,
     with: Vec<PathBuf>,
+    /// An OCI layout for /programs/images.
+    images: Option<PathBuf>,
     command: Vec<String>,
 }
 
@@ -122,7 +127,8 @@ pub fn smoke() -> Result<()> {
         let mut command = ["check-own", "--patience", PATIENCE].map(str::to_owned).to_vec();
         command.extend(SMOKE.iter().flat_map(|case| ["--case".to_owned(), (*case).to_owned()]));
         let guest = Guest { kernel, systemd: false };
-        let options = Options { guest, timeout: Duration::from_secs(600), with: Vec::new(), command };
+        let options =
+            Options { guest, timeout: Duration::from_secs(600), with: Vec::new(), images: None, command };
         println!("xtask: the smoke set on cgroup v2, kernel {}", kernel.name());
         let code = run(&options)?;
         if code != 0 {
@@ -165,7 +171,30 @@ fn parse(args: &[String]) -> Result<Option<Options>> {
     if command.is_empty() {
         bail!("what shall run in the guest? `cargo xtask vm --help`");
     }
-    Ok(Some(Options { guest, timeout, with, command }))
+    let mut options = Options { guest, timeout, with, images: None, command };
+    if options.command.first().is_some_and(|word| word == "critest") {
+        in_guest(&mut options)?;
+    }
+    Ok(Some(options))
+}
+
+/// The official suite's command becomes the one that runs it against a daemon of ours.
+fn in_guest(options: &mut Options) -> Result<()> {
+    let (own, passed) = critest::split(&options.command[1..]);
+    let [flag, images] = &own[..] else {
+        bail!("critest in a guest wants --images LAYOUT; `cargo xtask vm --help`");
+    };
+    if flag != "--images" {
+        bail!("{flag}: a guest reaches no registry; give it --images LAYOUT");
+    }
+    options.images = Some(PathBuf::from(images));
+    options.with.push(critest::program()?);
+    // One spec makes a queue with it.
+    options.with.extend(install::find("ipcmk"));
+    let own = ["--images", "/programs/images"].map(str::to_owned);
+    options.command = vec!["with-daemon".to_owned()];
+    options.command.extend(critest::words(&own, "/programs/bin/critest", &passed));
+    Ok(())
 }
 
 /// Where everything that is made for guests is kept.

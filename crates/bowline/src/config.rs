@@ -3,6 +3,7 @@
 //! Strict: a key that nobody reads is an error with the line it is on and the key that was meant, because a misspelt
 //! setting is found on the day it was needed.
 
+mod apparmor;
 mod as_text;
 mod error;
 
@@ -22,6 +23,7 @@ use toml::{Table, Value};
 
 use crate::log::{Format, Level};
 use crate::traces::TracesSettings;
+use apparmor::ApparmorSettings;
 pub(crate) use error::ConfigError;
 
 /// Read if it is there and `--config` names no other.
@@ -69,6 +71,8 @@ pub(crate) struct Settings {
     pub(crate) nri: NriSettings,
     /// Checkpoint and restore.
     pub(crate) checkpoint: CheckpointSettings,
+    /// AppArmor.
+    pub(crate) apparmor: ApparmorSettings,
 }
 
 /// `[checkpoint]`.
@@ -467,6 +471,7 @@ fn finish(settings: Settings) -> Result<Config, ConfigError> {
             absolute(key, Some(folder.clone()), "")?;
         }
     }
+    settings.apparmor.check()?;
     let default_network = match network.enable {
         true => Some(DefaultNetwork {
             subnet: network.subnet,
@@ -505,7 +510,11 @@ fn absolute(key: &'static str, path: Option<PathBuf>, default: &str) -> Result<P
 /// Beside our own program, as in a build folder or one `bin` folder; else where packages put it.
 fn default_monitor() -> PathBuf {
     let beside = std::env::current_exe().ok().map(|program| program.with_file_name("bowline-monitor"));
-    beside.filter(|path| path.exists()).unwrap_or_else(|| PathBuf::from(LIBEXEC_MONITOR))
+    // `bin` and `libexec` have one prefix, whichever it is.
+    let below = beside.as_deref().and_then(Path::parent).and_then(Path::parent);
+    let below = below.map(|prefix| prefix.join("libexec/bowline/bowline-monitor"));
+    let found = [beside, below].into_iter().flatten().find(|path| path.exists());
+    found.unwrap_or_else(|| PathBuf::from(LIBEXEC_MONITOR))
 }
 
 #[cfg(test)]

@@ -186,6 +186,7 @@ async fn serve(config: Config) -> Result<(), ServeError> {
     let checkpoint = &config.settings.checkpoint;
     pods_config.checkpoint =
         bowline_pods::CheckpointConfig { criu: checkpoint.criu.clone(), restore: checkpoint.restore };
+    pods_config.apparmor = config.settings.apparmor.config();
     pods_config.nri = config.nri.as_ref().map(|nri| nri.config.clone());
     let pods = Pods::open(pods_config, store, images.clone(), cni.clone())
         .await

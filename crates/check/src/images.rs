@@ -35,6 +35,11 @@ pub(crate) fn find_helper(said: Option<&Path>) -> Result<PathBuf> {
     }
     let own = std::env::current_exe().context("could not find our own executable")?;
     let beside = own.with_file_name(HELPER);
+    // Where `bowline install` and packages put it.
+    let below = own.parent().and_then(Path::parent).map(|prefix| prefix.join("libexec/bowline").join(HELPER));
+    if let Some(below) = below.filter(|below| below.is_file() && !beside.is_file()) {
+        return Ok(below);
+    }
     if !beside.is_file() {
         bail!(
             "{} is missing: the images are built around this static program. Put it there, or say where it is with \

@@ -83,6 +83,12 @@ pub enum ClientCommand {
     Image(ImageArgs),
     /// Check this machine, and look for anything left behind
     Doctor(DoctorArgs),
+    /// Install the programs, the units and a configuration
+    Install(InstallArgs),
+    /// Remove what `install` wrote
+    Uninstall(UninstallArgs),
+    /// Give back what a daemon that has ended keeps on this machine: networks and cgroups
+    Reset(ResetArgs),
     /// Print a completion script for a shell
     Completion {
         /// Which shell
@@ -583,6 +589,72 @@ pub struct DoctorArgs {
     /// The daemon's state folder, where no daemon runs to ask
     #[arg(long, default_value = "/run/bowline", value_name = "FOLDER")]
     pub(crate) state: PathBuf,
+}
+
+/// `install`
+#[derive(Debug, Args)]
+pub struct InstallArgs {
+    /// Where programs and units go
+    #[arg(long, default_value = "/usr/local", value_name = "FOLDER")]
+    pub(crate) prefix: PathBuf,
+    /// Install below this folder, for another machine: nothing is enabled or started
+    #[arg(long, value_name = "FOLDER", conflicts_with_all = ["enable", "start"])]
+    pub(crate) root_dir: Option<PathBuf>,
+    /// Only what belongs into a package: no /etc/crictl.yaml, and no record for `uninstall`
+    #[arg(long, requires = "root_dir")]
+    pub(crate) package: bool,
+    /// Start the daemon with the machine
+    #[arg(long)]
+    pub(crate) enable: bool,
+    /// Start the daemon now, or anew if it runs; pods go on
+    #[arg(long)]
+    pub(crate) start: bool,
+    /// Replace configuration files that are not as we wrote them
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Only say what would be written
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+/// `uninstall`
+#[derive(Debug, Args)]
+pub struct UninstallArgs {
+    /// Where programs and units are
+    #[arg(long, default_value = "/usr/local", value_name = "FOLDER")]
+    pub(crate) prefix: PathBuf,
+    /// Uninstall below this folder: nothing is stopped
+    #[arg(long, value_name = "FOLDER", conflicts_with = "purge")]
+    pub(crate) root_dir: Option<PathBuf>,
+    /// Go on although pods run (they stay), and remove files that were changed
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Remove all pods, images and records, and /etc/bowline
+    #[arg(long)]
+    pub(crate) purge: bool,
+    /// Only say what would be removed
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// The daemon's root folder
+    #[arg(long, default_value = "/var/lib/bowline", value_name = "FOLDER")]
+    pub(crate) root: PathBuf,
+    /// The daemon's state folder
+    #[arg(long, default_value = "/run/bowline", value_name = "FOLDER")]
+    pub(crate) state: PathBuf,
+}
+
+/// `reset`
+#[derive(Debug, Args)]
+pub struct ResetArgs {
+    /// The daemon's root folder
+    #[arg(long, default_value = "/var/lib/bowline", value_name = "FOLDER")]
+    pub(crate) root: PathBuf,
+    /// The daemon's state folder
+    #[arg(long, default_value = "/run/bowline", value_name = "FOLDER")]
+    pub(crate) state: PathBuf,
+    /// Remove records and images too
+    #[arg(long)]
+    pub(crate) all: bool,
 }
 
 /// `KEY=VALUE`

@@ -27,6 +27,7 @@ mod failure;
 mod fake;
 mod images;
 mod info;
+mod install;
 mod logs;
 mod ops;
 mod pods;
@@ -34,6 +35,7 @@ mod port_forward;
 mod pull;
 mod reflect;
 mod render;
+mod reset;
 mod run;
 mod select;
 mod stats;
@@ -90,11 +92,18 @@ async fn dispatch(args: ClientArgs) -> Done {
     match args.command {
         ClientCommand::Completion { shell } => return completion::completion(shell),
         ClientCommand::Doctor(args) => return doctor::doctor(&endpoint, timeout, &args).await,
+        ClientCommand::Install(args) => return install::install(&args),
+        ClientCommand::Uninstall(args) => return install::uninstall(&endpoint, timeout, &args).await,
+        ClientCommand::Reset(args) => return reset::reset(&args),
         _ => {}
     }
     let client = Client::connect(&endpoint, timeout).await?;
     match args.command {
-        ClientCommand::Completion { .. } | ClientCommand::Doctor(_) => Ok(0),
+        ClientCommand::Completion { .. }
+        | ClientCommand::Doctor(_)
+        | ClientCommand::Install(_)
+        | ClientCommand::Uninstall(_)
+        | ClientCommand::Reset(_) => Ok(0),
         ClientCommand::Version(args) => info::version(&client, &args).await,
         ClientCommand::Info(args) => info::info(&client, &args).await,
         ClientCommand::Pods(args) => pods::list(&client, &args).await,

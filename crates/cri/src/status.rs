@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use bowline_cni::NetworkStatus;
 use bowline_cri_proto::v1;
-use bowline_pods::{Ability, NRI_VERSION, PluginState, Pods};
+use bowline_pods::{Ability, ApparmorState, NRI_VERSION, PluginState, Pods};
 use serde_json::json;
 
 use crate::ServerInfo;
@@ -21,7 +21,10 @@ pub(crate) fn status(pods: &Pods, server: &ServerInfo, verbose: bool) -> v1::Sta
     v1::StatusResponse {
         status: Some(v1::RuntimeStatus { conditions }),
         info: match verbose {
-            true => info(server, &pods.cni().status(), &pods.checkpoint_ability(), &pods.plugins().0),
+            true => {
+                let abilities = (&pods.checkpoint_ability(), pods.apparmor());
+                info(server, &pods.cni().status(), abilities, &pods.plugins().0)
+            }
             false => BTreeMap::new(),
         },
         // The empty name is the default handler.
@@ -46,7 +49,7 @@ fn network(status: NetworkStatus) -> v1::RuntimeCondition {
 fn info(
     server: &ServerInfo,
     network: &NetworkStatus,
-    checkpoint: &Ability,
+    (checkpoint, apparmor): (&Ability, &ApparmorState),
     plugins: &[PluginState],
 ) -> BTreeMap<String, String> {
     let plugin = |plugin: &PluginState| {
@@ -70,6 +73,7 @@ fn info(
         // What tools for containerd look at: "OK", or why there is no network.
         ("lastCNILoadStatus".to_owned(), load_status(network)),
         ("checkpoint".to_owned(), checkpoint_status(checkpoint)),
+        ("apparmor".to_owned(), apparmor_status(apparmor)),
     ])
 }
 
@@ -81,6 +85,14 @@ fn checkpoint_status(ability: &Ability) -> String {
             format!("checkpoint by criu {}; restoring is off ([checkpoint] restore)", criu.version)
         }
         Ability::Restore(criu) => format!("checkpoint and restore by criu {}", criu.version),
+    }
+}
+
+fn apparmor_status(state: &ApparmorState) -> String {
+    match state {
+        ApparmorState::Off(why) => format!("off: {why}"),
+        ApparmorState::NoDefault(why) => format!("no default profile: {why}"),
+        ApparmorState::Default(profile) => format!("default profile {profile}"),
     }
 }
 
@@ -114,10 +126,12 @@ mod tests {
             settings: json!({}),
         };
         let network = NetworkStatus::NotReady { reason: "NetworkPluginNotReady", message: "none".into() };
-        let info = info(&server, &network, &Ability::None("there is no criu".into()), &[]);
+        let abilities = (&Ability::None("there is no criu".into()), &ApparmorState::Default("p".into()));
+        let info = info(&server, &network, abilities, &[]);
         let config: serde_json::Value = serde_json::from_str(&info["config"]).unwrap();
         assert_eq!(info["lastCNILoadStatus"], "NetworkPluginNotReady: none");
         assert_eq!(info["checkpoint"], "no: there is no criu");
+        assert_eq!(info["apparmor"], "default profile p");
         assert_eq!((&config["stateDir"], &config["rootDir"]), (&json!("/run/x"), &json!("/var/x")));
     }
 }

@@ -1,4 +1,4 @@
-//! Seccomp and AppArmor.
+//! Seccomp, AppArmor and SELinux.
 
 use bowline_model::runtime_spec::{CapabilitySets, Seccomp};
 use bowline_model::spec::SecurityProfile;
@@ -55,8 +55,11 @@ pub(crate) fn apparmor(inputs: &ContainerInputs<'_>, notes: &mut Vec<Note>) -> R
             Ok(name.to_owned())
         }
         SecurityProfile::Unset | SecurityProfile::RuntimeDefault => {
-            if security.privileged || !inputs.node.apparmor {
+            if !inputs.node.apparmor {
                 return Ok(String::new());
+            }
+            if security.privileged {
+                return Ok("unconfined".into());
             }
             let default = inputs.node.apparmor_default.clone();
             if default.is_none() {
@@ -68,4 +71,20 @@ pub(crate) fn apparmor(inputs: &ContainerInputs<'_>, notes: &mut Vec<Note>) -> R
             Ok(default.unwrap_or_default())
         }
     }
+}
+
+/// Labels are not built. Where there is no SELinux nobody misses them; where there is, a container must not run with less
+/// than it asked for.
+pub(crate) fn selinux(inputs: &ContainerInputs<'_>) -> Result<(), SpecError> {
+    let asked = inputs.container.security.selinux.as_ref().or(inputs.pod.security.selinux.as_ref());
+    let is_empty = asked.is_none_or(|label| {
+        [&label.user, &label.role, &label.r#type, &label.level].iter().all(|part| part.is_empty())
+    });
+    if is_empty || !inputs.node.selinux || inputs.selinux.is_some() {
+        return Ok(());
+    }
+    Err(SpecError::invalid(
+        "security_context.selinux_options",
+        "SELinux labels are not supported by this version of bowline; leave them out",
+    ))
 }

@@ -80,7 +80,10 @@ fn process(inputs: &ContainerInputs<'_>, notes: &mut Vec<Note>) -> Result<Proces
         capabilities: Some(capabilities::capability_sets(security, inputs.node, notes)?),
         rlimits: inputs.node.default_ulimits.clone(),
         no_new_privileges: security.no_new_privs,
-        apparmor_profile: security::apparmor(inputs, notes)?,
+        apparmor_profile: {
+            security::selinux(inputs)?;
+            security::apparmor(inputs, notes)?
+        },
         oom_score_adj: Some(oom_score_adj),
         selinux_label: inputs.selinux.map(|labels| labels.process.clone()).unwrap_or_default(),
         ..Process::default()

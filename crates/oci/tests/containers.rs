@@ -375,6 +375,45 @@ fn mistakes_name_their_field() {
 }
 
 #[test]
+fn who_gets_which_apparmor_profile() {
+    use SecurityProfile::{Localhost, RuntimeDefault, Unconfined, Unset};
+    let profile = |asked: &SecurityProfile, privileged: bool, default: Option<&str>| {
+        let mut case = case();
+        case.node.apparmor = true;
+        case.node.apparmor_default = default.map(str::to_owned);
+        case.pod.security.privileged = true;
+        case.container.security.privileged = privileged;
+        case.container.security.apparmor = asked.clone();
+        let built = case.build().unwrap();
+        let said = built.notes.iter().any(|note| note.field == "security_context.apparmor");
+        (built.spec.process.unwrap().apparmor_profile, said)
+    };
+    let named = |name: &str| (name.to_owned(), false);
+    for asked in [Unset, RuntimeDefault] {
+        assert_eq!(profile(&asked, false, Some("ours")), named("ours"));
+        assert_eq!(profile(&asked, true, Some("ours")), named("unconfined"));
+        // Without the default profile containers run, and the record says so.
+        assert_eq!(profile(&asked, false, None), (String::new(), true));
+    }
+    assert_eq!(profile(&Unconfined, false, Some("ours")), named("unconfined"));
+    for privileged in [false, true] {
+        assert_eq!(profile(&Localhost("localhost/p".into()), privileged, Some("ours")), named("p"));
+    }
+}
+
+#[test]
+fn a_selinux_label_is_refused_only_where_it_would_matter() {
+    let label = bowline_model::spec::SelinuxOptions { level: "s0:c1,c2".into(), ..Default::default() };
+    let mut case = case();
+    case.container.security.selinux = Some(label);
+    assert!(case.build().is_ok());
+    case.node.selinux = true;
+    assert!(case.error().starts_with("security_context.selinux_options: "), "{}", case.error());
+    case.container.security.selinux = Some(Default::default());
+    assert!(case.build().is_ok());
+}
+
+#[test]
 fn localhost_seccomp_is_taken_as_it_is() {
     let mut case = case();
     case.container.security.seccomp = SecurityProfile::Localhost("/p.json".into());

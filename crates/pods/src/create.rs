@@ -111,7 +111,7 @@ fn build(
     let cgroup = format!("{}/{id}", pod.cgroup);
     let paths = volumes::image_paths(&id, &image_volumes);
     let (mut oci, directories, notes) = oci_spec(shared, pod, &spec, &id, image, &user, &cgroup, &paths)?;
-    check_apparmor(&spec)?;
+    shared.apparmor.require(oci.process.as_ref().map_or("", |process| process.apparmor_profile.as_str()))?;
     let mut device_sources = devices::elsewhere(&spec);
     device_sources.extend(cdi::apply(&shared.config.cdi_folders, &spec.cdi_devices, &mut oci)?);
     check_mounts(shared, &spec)?;
@@ -255,23 +255,6 @@ fn target_pids(shared: &Shared, spec: &ContainerSpec) -> Option<String> {
     }
     let target = shared.views.container(&spec.security.namespaces.target_id).ok()?;
     target.life.pid().map(|pid| format!("/proc/{pid}/ns/pid"))
-}
-
-/// An AppArmor profile must be loaded. The kernel would say so only when the program starts.
-fn check_apparmor(spec: &ContainerSpec) -> Result<(), PodError> {
-    let SecurityProfile::Localhost(name) = &spec.security.apparmor else { return Ok(()) };
-    let name = name.strip_prefix("localhost/").unwrap_or(name);
-    // Stacks of profiles and other policy namespaces are the kernel's to judge, and so is everything where securityfs
-    // is not mounted.
-    let Ok(loaded) = fs::read_to_string("/sys/kernel/security/apparmor/profiles") else { return Ok(()) };
-    // `name (mode)`, where the name may hold spaces.
-    let is_loaded = |line: &str| line.rsplit_once(" (").is_some_and(|(other, _)| other == name);
-    if name.starts_with(':') || name.contains("//&") || loaded.lines().any(is_loaded) {
-        return Ok(());
-    }
-    Err(PodError::Invalid(format!(
-        "security_context.apparmor.localhost_ref: no profile {name} is loaded on this node; load it with apparmor_parser"
-    )))
 }
 
 fn localhost_profile(spec: &ContainerSpec) -> Result<Option<Vec<u8>>, PodError> {

@@ -13,6 +13,7 @@ use bowline_store::Store;
 use tokio::sync::oneshot;
 
 use crate::actor::{self, ActorHandle, Asked, Command};
+use crate::apparmor::{Apparmor, ApparmorConfig, ApparmorState};
 use crate::attach::{AttachCall, Attached, attach};
 use crate::checkpoint::{self, Ability, CheckpointConfig, PodRestore, Restored};
 use crate::connect::{Connection, connect};
@@ -45,6 +46,8 @@ pub struct PodsConfig {
     pub path_patience: Duration,
     /// Checkpoints.
     pub checkpoint: CheckpointConfig,
+    /// AppArmor.
+    pub apparmor: ApparmorConfig,
     /// Plugins; `None`: nobody is ever asked.
     pub nri: Option<NriConfig>,
 }
@@ -66,6 +69,7 @@ impl PodsConfig {
             cdi_folders: CDI_FOLDERS.iter().map(PathBuf::from).collect(),
             path_patience: crate::paths::PATIENCE,
             checkpoint: CheckpointConfig::default(),
+            apparmor: ApparmorConfig::default(),
             nri: None,
         }
     }
@@ -87,7 +91,7 @@ impl Pods {
         cni: Arc<Cni>,
     ) -> Result<Pods, PodError> {
         let shared = blocking("look at the host", move || {
-            let host = Host::discover().map_err(doing("look at the host"))?;
+            let mut host = Host::discover().map_err(doing("look at the host"))?;
             let program = Program::load(&config.monitor)
                 .map_err(doing(format!("load the monitor program {}", config.monitor.display())))?;
             std::fs::create_dir_all(config.state.join("pods")).map_err(doing("make the state folder"))?;
@@ -96,12 +100,15 @@ impl Pods {
             let base = base::make(&config.root).map_err(doing("make the base mount namespace"))?;
             let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null");
             let null = null.map_err(doing("open /dev/null"))?.into();
+            let apparmor = Apparmor::set_up(&config.apparmor, &config.state);
+            apparmor.tell(&mut host.facts);
             let instance = bowline_cni::InstanceTag::of_root(&config.root).as_str().to_owned();
             let users = crate::user::probe(&config.root, &config.state);
             if let Err(why) = &users {
                 tracing::info!(why, "pods cannot have user namespaces on this node");
             }
-            let shared = Shared::new(config, store, images, cni, host, program, base, null, users, instance);
+            let shared =
+                Shared::new(config, store, images, cni, host, apparmor, program, base, null, users, instance);
             let monitors =
                 std::ffi::CString::new(shared.monitors_cgroup()).map_err(doing("name a cgroup"))?;
             for root in &shared.host.roots {
@@ -134,6 +141,11 @@ impl Pods {
     /// The machine.
     pub fn host(&self) -> &Host {
         &self.0.host
+    }
+
+    /// What the node has of AppArmor.
+    pub fn apparmor(&self) -> &ApparmorState {
+        self.0.apparmor.state()
     }
 
     /// Whether pods can have user namespaces of their own.

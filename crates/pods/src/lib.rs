@@ -17,10 +17,12 @@
 //! - [`stop_pod`]: taking everything down again
 //! - [`recover`]: what a new daemon does with the pods of the one before
 //! - [`nri`]: plugins that watch and change pods
+//! - [`apparmor`]: the profile of containers that name none
 //!
 //! Absent here: gRPC and its codes; the wire format of the log; the compilation of specs.
 
 mod actor;
+mod apparmor;
 mod attach;
 mod base;
 mod cdi;
@@ -52,6 +54,7 @@ mod volumes;
 
 pub use bowline_nri::{NRI_VERSION, PluginState};
 
+pub use apparmor::{ApparmorConfig, ApparmorState, DEFAULT_PROFILE, look as look_at_apparmor};
 pub use attach::{AttachCall, Attached, InputCloser, Parting};
 pub use checkpoint::{Ability, CheckpointConfig, Criu, PodRestore, Restored};
 pub use connect::Connection;

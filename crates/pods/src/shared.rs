@@ -17,6 +17,7 @@ use bowline_store::Store;
 use tokio::sync::Notify;
 
 use crate::actor::ActorHandle;
+use crate::apparmor::Apparmor;
 use crate::checkpoint::Checkpoints;
 use crate::events::Events;
 use crate::handle::PodsConfig;
@@ -33,6 +34,7 @@ pub(crate) struct Shared {
     pub images: Images,
     pub cni: Arc<Cni>,
     pub host: Host,
+    pub apparmor: Apparmor,
     pub program: Program,
     /// Opens what the host's file systems hold.
     pub paths: Paths,
@@ -82,6 +84,7 @@ impl Shared {
         images: Images,
         cni: Arc<Cni>,
         host: Host,
+        apparmor: Apparmor,
         program: Program,
         base: OwnedFd,
         null: OwnedFd,
@@ -95,6 +98,7 @@ impl Shared {
             images,
             cni,
             host,
+            apparmor,
             program,
             paths: Paths::default(),
             base,

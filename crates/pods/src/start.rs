@@ -112,6 +112,11 @@ pub(crate) fn launch_error(plan: &LaunchPlan, stage: u8, detail: u16, errno: i32
     };
     let what = match stage {
         Stage::Exec => format!("run `{program}`"),
+        Stage::Label => {
+            let label = plan.apparmor.as_ref().or(plan.selinux.as_ref());
+            let label = label.map(|label| label.to_string_lossy()).unwrap_or_default();
+            format!("start the container: {} {label}", stage.doing())
+        }
         Stage::WorkingDirectory => format!("enter the working directory {}", plan.cwd.to_string_lossy()),
         Stage::Step => match plan.steps.get(usize::from(detail)) {
             Some(step) => format!("start the container: {} {}", Stage::Step.doing(), target(step)),

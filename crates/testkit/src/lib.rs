@@ -5,6 +5,7 @@
 mod archive;
 mod builder;
 mod layer;
+mod layout;
 mod registry;
 mod serve;
 

@@ -14,6 +14,7 @@ use crate::build;
 
 const INIT: &str = include_str!("guest/init.sh");
 const RUN: &str = include_str!("guest/run.sh");
+const SUDO: &str = include_str!("guest/sudo.sh");
 /// criu and what it links that few machines have installed.
 const CRIU: [&str; 20] = [
     "criu",
@@ -88,6 +89,11 @@ pub fn disk(cache: &Path, options: &Options) -> Result<ProgramsDisk> {
         fs::copy(&path, bin.join(name)).with_context(|| format!("copy {}", path.display()))?;
     }
     criu(cache, &root)?;
+    apparmor(cache, &root)?;
+    script(&bin.join("sudo"), SUDO)?;
+    if let Some(images) = &options.images {
+        said(Command::new("cp").args(["-rL", "--"]).arg(images).arg(root.join("images")))?;
+    }
     script(&root.join("init"), INIT)?;
     script(&root.join("run"), RUN)?;
     let words: Vec<String> = options.command.iter().map(|word| quoted(word)).collect();
@@ -116,20 +122,42 @@ fn tests() -> Result<Vec<(String, PathBuf)>> {
 
 /// bookworm's criu, with the libraries that this machine need not have. Its C library is this machine's or an older one.
 fn criu(cache: &Path, root: &Path) -> Result<()> {
-    let folder = cache.join("criu-1");
-    if !folder.exists() {
-        let new = cache.join("criu-1.new");
-        let _ = fs::remove_dir_all(&new);
-        fs::create_dir_all(&new).context("make a folder for criu")?;
-        let packages = Packages::open(cache)?;
-        for package in CRIU {
-            packages.unpack(&format!("{package}/bookworm"), &new)?;
-        }
-        fs::rename(&new, &folder).context("keep criu")?;
-    }
+    let folder = unpacked(cache, "criu-1", &CRIU)?;
     let program = folder.join("usr/sbin/criu");
     libraries(&program, root, Some(&folder))?;
     fs::copy(&program, root.join("bin/criu")).map(drop).context("copy criu")
+}
+
+/// bookworm's parser of AppArmor profiles, with what it reads. A root of Debian has them, one of busybox takes them from here.
+fn apparmor(cache: &Path, root: &Path) -> Result<()> {
+    let folder = unpacked(cache, "apparmor-1", &["apparmor"])?;
+    let program = folder.join("sbin/apparmor_parser");
+    libraries(&program, root, None)?;
+    fs::copy(&program, root.join("bin/apparmor_parser")).context("copy apparmor_parser")?;
+    for name in ["etc/apparmor", "etc/apparmor.d", "usr/share/apparmor-features"] {
+        let place = root.join("apparmor").join(name);
+        let above = place.parent().context("name a folder")?;
+        fs::create_dir_all(above).context("make a folder for AppArmor")?;
+        said(Command::new("cp").arg("-a").arg(folder.join(name)).arg(above))?;
+    }
+    Ok(())
+}
+
+/// Packages of bookworm, unpacked into a folder that is kept.
+fn unpacked(cache: &Path, name: &str, all: &[&str]) -> Result<PathBuf> {
+    let folder = cache.join(name);
+    if folder.exists() {
+        return Ok(folder);
+    }
+    let new = cache.join(format!("{name}.new"));
+    let _ = fs::remove_dir_all(&new);
+    fs::create_dir_all(&new).with_context(|| format!("make a folder for {name}"))?;
+    let packages = Packages::open(cache)?;
+    for package in all {
+        packages.unpack(&format!("{package}/bookworm"), &new)?;
+    }
+    fs::rename(&new, &folder).with_context(|| format!("keep {name}"))?;
+    Ok(folder)
 }
 
 /// Copies what a program links dynamically. All were built on this machine, so one set of libraries fits them all.

@@ -169,3 +169,26 @@ fn daemons_side_by_side_have_plugins_of_their_own() {
     assert!(problem("[nri]\nplugin_path = \"opt\"\n").contains("nri.plugin_path"));
     assert!(problem("[nri]\nrequest_timeout_seconds = 0\n").starts_with("/config.toml:2: "));
 }
+
+#[test]
+fn the_file_that_is_installed_says_what_is_true() {
+    let text = include_str!("../../../../packaging/config.toml");
+    let settings = |text: &str| {
+        Files::new(&[("config.toml", text)]).load(Flags::default()).map(|config| config.settings)
+    };
+    assert_eq!(settings(text).unwrap(), Settings::default());
+    // Every line that is commented out can be taken in, and is the default.
+    let keys = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("# "))
+        .filter(|line| line.contains(" = ") || line.starts_with('['));
+    let opened = settings(&keys.collect::<Vec<_>>().join("\n")).unwrap();
+    assert_eq!((opened.apparmor, opened.log, opened.nri), Default::default());
+    let config = Files::new(&[("config.toml", "")]).load(Flags::default()).unwrap();
+    assert_eq!((opened.root, opened.state), (Some(config.root), Some(config.state)));
+}
+
+#[test]
+fn a_profile_must_have_a_name() {
+    assert!(problem("[apparmor]\ndefault_profile = \"\"\n").contains("apparmor.default_profile"));
+}

@@ -55,7 +55,8 @@ async fn conditions(client: &Client) -> Vec<Finding> {
             let answer = answer.into_inner();
             let conditions = answer.status.unwrap_or_default().conditions;
             let checkpoint = answer.info.get("checkpoint").map(|text| checkpoint(text));
-            conditions.into_iter().map(condition).chain(checkpoint).collect()
+            let apparmor = answer.info.get("apparmor").map(|text| apparmor(text));
+            conditions.into_iter().map(condition).chain(checkpoint).chain(apparmor).collect()
         }
         Err(status) => vec![Finding::not_ok("daemon", "status", Health::Wrong, status.message(), "")],
     }
@@ -67,6 +68,20 @@ fn checkpoint(text: &str) -> Finding {
         None => Finding::ok("daemon", "checkpoint", text),
         Some(why) => Finding::not_ok("daemon", "checkpoint", Health::Off, why, "no checkpoint and restore"),
     }
+}
+
+/// Only Bowline says a word about this, too.
+fn apparmor(text: &str) -> Finding {
+    if text.starts_with("default profile ") {
+        return Finding::ok("daemon", "AppArmor", text);
+    }
+    Finding::not_ok(
+        "daemon",
+        "AppArmor",
+        Health::Off,
+        text,
+        "containers that name no AppArmor profile have none",
+    )
 }
 
 fn condition(condition: v1::RuntimeCondition) -> Finding {

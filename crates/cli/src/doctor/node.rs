@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use bowline_cni::{Cni, CniConfig, NetworkStatus};
 use bowline_model::cgroup::CgroupMode;
+use bowline_pods::ApparmorState;
 use rustix::fs::FileType;
 
 use super::{Finding, Health};
@@ -24,6 +25,7 @@ pub(super) fn check(folders: &Folders, cni_conf_dir: &Path) -> Vec<Finding> {
     findings.extend(capabilities());
     findings.extend(cgroups());
     findings.push(security_modules());
+    findings.push(apparmor());
     findings.push(network(cni_conf_dir));
     findings.push(state_folder(&folders.state));
     findings.extend(root_folder(&folders.root));
@@ -122,6 +124,20 @@ fn security_modules() -> Finding {
             format!("/sys/kernel/security/lsm: {error}"),
             "no AppArmor or SELinux as far as can be seen",
         ),
+    }
+}
+
+/// As seen without a daemon; one that runs has its own line.
+fn apparmor() -> Finding {
+    let off = |why, consequence| Finding::not_ok("security", "AppArmor", Health::Off, why, consequence);
+    match bowline_pods::look_at_apparmor() {
+        ApparmorState::Off(why) => {
+            off(why, "containers have no AppArmor profile, and those that name one are refused")
+        }
+        ApparmorState::NoDefault(why) => off(why, "containers that name no AppArmor profile have none"),
+        ApparmorState::Default(profile) => {
+            Finding::ok("security", "AppArmor", format!("{profile} is loaded"))
+        }
     }
 }
 

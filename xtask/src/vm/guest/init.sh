@@ -20,6 +20,9 @@ ln -s fd/0 /dev/stdin
 ln -s fd/1 /dev/stdout
 ln -s fd/2 /dev/stderr
 hostname guest
+# What a distribution would have installed for AppArmor's parser.
+mkdir -p /usr/share /var/cache/apparmor
+cp -a /programs/apparmor/. /
 ip link set lo up
 # In a child: this shell takes in the orphans while it waits.
 /programs/run &
