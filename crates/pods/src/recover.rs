@@ -59,8 +59,9 @@ pub(crate) async fn recover(shared: &Arc<Shared>) -> Result<(), PodError> {
 /// What stands in the state folder or on the network for no pod at all.
 async fn sweep(shared: &Arc<Shared>) {
     let shared = shared.clone();
+    crate::scope::sweep(&shared).await;
     let swept = tokio::task::spawn_blocking(move || {
-        let known: Vec<String> = shared.views.pods().iter().map(|pod| pod.id.to_string()).collect();
+        let known = shared.known_pods();
         for entry in std::fs::read_dir(shared.config.state.join("pods")).into_iter().flatten().flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
             let Ok(id) = bowline_model::SandboxId::parse(&name) else { continue };
