@@ -21,7 +21,13 @@ pub(crate) fn status(pods: &Pods, server: &ServerInfo, verbose: bool) -> v1::Sta
     v1::StatusResponse {
         status: Some(v1::RuntimeStatus { conditions }),
         info: match verbose {
-            true => info(server, &pods.cni().status(), &pods.checkpoint_ability(), &pods.plugins().0),
+            true => {
+                let mut info =
+                    info(server, &pods.cni().status(), &pods.checkpoint_ability(), &pods.plugins().0);
+                let driver = pods.cgroup_driver();
+                info.insert("cgroupDriver".to_owned(), format!("{}: {}", driver.driver, driver.why));
+                info
+            }
             false => BTreeMap::new(),
         },
         // The empty name is the default handler.
