@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use bowline_testkit::Registry;
 
+use crate::limit::Limit;
 use crate::wait_for;
 
 /// The folder with `bowline` and `bowline-monitor`: `BOWLINE_PROGRAMS`, else where cargo puts programs.
@@ -61,6 +62,7 @@ pub struct Daemon {
     /// Where images come from.
     pub registry: Registry,
     started: u32,
+    limit: Limit,
 }
 
 static NUMBER: AtomicU32 = AtomicU32::new(0);
@@ -92,7 +94,15 @@ impl Daemon {
             (std::process::id() << 8 | number) & 0xff_ffff,
         );
         fs::write(folder.path().join("config.toml"), config).expect("write the configuration");
-        Daemon { folder, wrapper: wrapper.to_vec(), child: None, registry: Registry::start(), started: 0 }
+        let limit = Limit::start(std::thread::current().name().unwrap_or("a test").to_owned());
+        let (wrapper, registry) = (wrapper.to_vec(), Registry::start());
+        Daemon { folder, wrapper, child: None, registry, started: 0, limit }
+    }
+
+    /// Lets the daemon live as long as its user wants: for programs that are not tests.
+    pub fn without_limit(self) -> Daemon {
+        self.limit.lift();
+        self
     }
 
     /// Starts the daemon (again) and waits until it serves.
@@ -130,6 +140,7 @@ impl Daemon {
             .stderr(log)
             .spawn()
             .expect("start the daemon");
+        self.limit.daemon_is(child.id());
         self.child = Some(child);
         let socket = self.socket();
         let mut ended = None;
@@ -140,6 +151,7 @@ impl Daemon {
         match ended {
             None => Ok(()),
             Some(status) => {
+                self.limit.daemon_is(0);
                 self.child = None;
                 Err(format!("the daemon ended ({status}): {}", self.log()))
             }
@@ -149,6 +161,7 @@ impl Daemon {
     /// `kill -9`.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
+            self.limit.daemon_is(0);
             let _ = child.kill();
             let _ = child.wait();
         }
@@ -160,6 +173,7 @@ impl Daemon {
         let pid = rustix::process::Pid::from_raw(child.id() as i32).expect("a live child has a number");
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
         let status = child.wait().expect("wait for the daemon");
+        self.limit.daemon_is(0);
         assert!(status.success(), "the daemon ended with {status}: {}", self.log());
     }
 

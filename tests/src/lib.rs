@@ -5,6 +5,7 @@
 
 mod daemon;
 mod inventory;
+mod limit;
 mod pods;
 
 pub use daemon::{Daemon, go_program, own_program, programs};

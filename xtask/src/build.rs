@@ -2,10 +2,12 @@
 
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
 use crate::install::{self, STATIC_TARGET};
+use crate::limit;
 
 /// The folder with `bowline`, `bowline-monitor` and `bowline-check-helper`.
 pub fn build(release: bool) -> Result<PathBuf> {
@@ -51,6 +53,9 @@ pub fn root() -> PathBuf {
     manifest.parent().map_or(manifest.clone(), PathBuf::from)
 }
 
+/// The most that one run of cargo may take, tests included: a complete test run from scratch needs about half of it.
+const LIMIT: Duration = Duration::from_secs(40 * 60);
+
 /// Runs cargo in the checkout.
 pub fn cargo(args: &[&str], release: bool, env: &[(&str, &str)]) -> Result<()> {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
@@ -59,7 +64,7 @@ pub fn cargo(args: &[&str], release: bool, env: &[(&str, &str)]) -> Result<()> {
         command.arg("--release");
     }
     println!("xtask: cargo {}{}", args.join(" "), if release { " --release" } else { "" });
-    let status = command.status().context("run cargo")?;
+    let status = limit::status(&mut command, LIMIT)?;
     if !status.success() {
         bail!("cargo {} failed", args.join(" "));
     }

@@ -3,6 +3,7 @@
 mod build;
 mod critest;
 mod install;
+mod limit;
 mod run;
 mod tidy;
 mod vm;

@@ -1,10 +1,11 @@
 //! `demo` and `test`.
 
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{build, install, tidy, vm};
+use crate::{build, install, limit, tidy, vm};
 
 /// Builds, and shows a pod's whole life.
 pub fn demo(args: &[String]) -> Result<()> {
@@ -41,6 +42,6 @@ fn check(programs: &str, quick: bool) -> Result<()> {
     if quick {
         command.arg("--quick");
     }
-    let status = command.status().context("run the checks")?;
+    let status = limit::status(&mut command, Duration::from_secs(15 * 60))?;
     if status.success() { Ok(()) } else { bail!("`bowline check` failed") }
 }

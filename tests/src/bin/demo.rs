@@ -13,7 +13,7 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     };
     say("the daemon, with folders, socket and network of its own");
-    let mut daemon = Daemon::start();
+    let mut daemon = Daemon::start().without_limit();
     daemon.registry.push("busybox", "1", &image.build());
     let name = format!("{}/busybox:1", daemon.registry.host());
     let before = Inventory::take(daemon.folder());

@@ -19,7 +19,7 @@ fn main() -> ExitCode {
         _ => String::new(),
     };
     let Some((program, rest)) = rest.split_first() else { return ExitCode::from(2) };
-    let mut daemon = Daemon::start_with(&more);
+    let mut daemon = Daemon::start_with(&more).without_limit();
     let (endpoint, nri) = (daemon.endpoint(), daemon.nri_socket().display().to_string());
     let filled = |arg: &String| arg.replace("{endpoint}", &endpoint).replace("{nri}", &nri);
     let status = Command::new(program).args(rest.iter().map(filled)).status();
