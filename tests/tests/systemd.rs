@@ -38,7 +38,9 @@ impl Service {
     /// configuration, `drop_in` of the unit.
     fn installed(test: &str, lines: &str, drop_in: &str) -> Option<Service> {
         let alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-        if !Path::new("/run/systemd/system").is_dir() || !Path::new(CGROUPS).join("cgroup.controllers").exists() {
+        if !Path::new("/run/systemd/system").is_dir()
+            || !Path::new(CGROUPS).join("cgroup.controllers").exists()
+        {
             println!("NOT TESTED: {test}: systemd is not this machine's init, or cgroups are not v2");
             return None;
         }
@@ -48,7 +50,11 @@ impl Service {
             .chain(command.get_args())
             .map(|word| word.to_string_lossy().into_owned())
             .collect();
-        install("bowline.service", SERVICE, &format!("[Service]\nExecStart=\nExecStart={}\n{drop_in}", words.join(" ")));
+        install(
+            "bowline.service",
+            SERVICE,
+            &format!("[Service]\nExecStart=\nExecStart={}\n{drop_in}", words.join(" ")),
+        );
         let listen = format!("[Socket]\nListenStream=\nListenStream={}\n", daemon.socket().display());
         install("bowline.socket", SOCKET, &listen);
         systemctl(&["daemon-reload"]);
@@ -136,12 +142,21 @@ impl Service {
 impl Drop for Service {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            for args in [&["status", "bowline.service", "bowline.socket"][..], &["list-units", "--all", "bowline-*"]] {
+            for args in
+                [&["status", "bowline.service", "bowline.socket"][..], &["list-units", "--all", "bowline-*"]]
+            {
                 let output = Command::new("systemctl").arg("--no-pager").args(args).output();
-                eprintln!("{}", String::from_utf8_lossy(&output.map(|output| output.stdout).unwrap_or_default()));
+                eprintln!(
+                    "{}",
+                    String::from_utf8_lossy(&output.map(|output| output.stdout).unwrap_or_default())
+                );
             }
-            let journal = Command::new("journalctl").args(["--no-pager", "-n", "60", "-o", "short-precise"]).output();
-            eprintln!("{}", String::from_utf8_lossy(&journal.map(|output| output.stdout).unwrap_or_default()));
+            let journal =
+                Command::new("journalctl").args(["--no-pager", "-n", "60", "-o", "short-precise"]).output();
+            eprintln!(
+                "{}",
+                String::from_utf8_lossy(&journal.map(|output| output.stdout).unwrap_or_default())
+            );
         }
         for unit in ["bowline.socket", "bowline.service"] {
             let _ = Command::new("systemctl").args(["stop", unit]).status();
@@ -214,7 +229,8 @@ fn a_pod_is_a_scope() {
     let mut client = service.client();
     let (driver, info) = service.runtime.block_on(async {
         let driver = client.runtime.runtime_config(v1::RuntimeConfigRequest {}).await.unwrap().into_inner();
-        let info = client.runtime.status(v1::StatusRequest { verbose: true }).await.unwrap().into_inner().info;
+        let info =
+            client.runtime.status(v1::StatusRequest { verbose: true }).await.unwrap().into_inner().info;
         (driver.linux.unwrap().cgroup_driver(), info)
     });
     assert_eq!(driver, v1::CgroupDriver::Systemd);
@@ -297,7 +313,10 @@ fn parents_are_slices() {
     assert_eq!(show(&scope_of(&pod), "Slice"), "system.slice");
     service.remove(&pod);
     // The kubelet makes the slice and sends its whole path, as `CgroupName.ToSystemd` writes it.
-    output("systemd-run", &["--slice=bwkube-burstable-pod1.slice", "--unit=bwholder", "--quiet", "sleep", "600"]);
+    output(
+        "systemd-run",
+        &["--slice=bwkube-burstable-pod1.slice", "--unit=bwholder", "--quiet", "sleep", "600"],
+    );
     let path = "/bwkube.slice/bwkube-burstable.slice/bwkube-burstable-pod1.slice";
     let pod = service.run("path", path);
     assert_eq!(show(&scope_of(&pod), "Slice"), "bwkube-burstable-pod1.slice");
@@ -338,7 +357,9 @@ fn pods_outlive_daemon_and_systemd() {
             let mut reexec = false;
             while !stop.load(std::sync::atomic::Ordering::Relaxed) {
                 reexec = !reexec;
-                let _ = Command::new("systemctl").arg(if reexec { "daemon-reexec" } else { "daemon-reload" }).status();
+                let _ = Command::new("systemctl")
+                    .arg(if reexec { "daemon-reexec" } else { "daemon-reload" })
+                    .status();
             }
         });
         let rounds = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
@@ -421,7 +442,9 @@ fn the_other_driver_s_pods_are_kept() {
 #[test]
 fn a_hung_daemon_is_started_anew() {
     // Shorter than ours, and long enough for a slow machine.
-    let Some(service) = Service::started("a hung daemon is started anew", "", "WatchdogSec=8s\n") else { return };
+    let Some(service) = Service::started("a hung daemon is started anew", "", "WatchdogSec=8s\n") else {
+        return;
+    };
     let pod = service.run("watched", "");
     let (main, _) = service.start(&pod, "main");
     let before = service.main_pid();
@@ -451,7 +474,8 @@ fn a_healthy_daemon_is_left_alone() {
     let journal = output("journalctl", &["-u", "bowline.service", "-o", "json", "--no-pager"]);
     let lines = journal.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
     let ours: Vec<_> = lines.filter(|line| line["_PID"] == before.to_string()).collect();
-    let serving = ours.iter().find(|line| line["MESSAGE"].as_str().is_some_and(|text| text.contains("serving")));
+    let serving =
+        ours.iter().find(|line| line["MESSAGE"].as_str().is_some_and(|text| text.contains("serving")));
     let serving = serving.expect("the journal has our lines");
     assert_eq!(serving["PRIORITY"], "6");
     let message = serving["MESSAGE"].as_str().unwrap().trim_start();
@@ -480,7 +504,11 @@ fn systemd_s_socket_is_used_and_kept() {
     systemctl(&["stop", "bowline.socket"]);
     // At another place than the daemon is told.
     let elsewhere = service.daemon.folder().join("other.sock");
-    install("bowline.socket", SOCKET, &format!("[Socket]\nListenStream=\nListenStream={}\n", elsewhere.display()));
+    install(
+        "bowline.socket",
+        SOCKET,
+        &format!("[Socket]\nListenStream=\nListenStream={}\n", elsewhere.display()),
+    );
     systemctl(&["daemon-reload"]);
     systemctl(&["start", "bowline.socket"]);
     let refused = Command::new("systemctl").args(["start", "bowline.service"]).output().unwrap();

@@ -23,7 +23,9 @@ pub(crate) enum ActivationError {
     #[error("could not take over the sockets that systemd passes")]
     Take(#[source] io::Error),
     /// Not what we listen on.
-    #[error("systemd passes {what} as `{name}`, and this daemon takes a listening unix stream socket alone; see bowline.socket")]
+    #[error(
+        "systemd passes {what} as `{name}`, and this daemon takes a listening unix stream socket alone; see bowline.socket"
+    )]
     Kind {
         /// What it is.
         what: String,
@@ -72,7 +74,8 @@ pub(crate) fn take(
     let count = count.unwrap_or("0");
     let number: usize = count.parse().map_err(|_| ActivationError::Count(count.to_owned()))?;
     let taken = bowline_linux::inherited::take_descriptors(FIRST, number).map_err(ActivationError::Take)?;
-    let names = names.unwrap_or_default().split(':').map(str::to_owned).chain(std::iter::repeat(String::new()));
+    let names =
+        names.unwrap_or_default().split(':').map(str::to_owned).chain(std::iter::repeat(String::new()));
     Ok(Passed(names.zip(taken).collect()))
 }
 

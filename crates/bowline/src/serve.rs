@@ -143,21 +143,15 @@ struct Inherited {
 
 /// Takes over what is meant for us alone, so that no program that we start finds it.
 fn inherited() -> Result<Inherited, ActivationError> {
-    let names = [
-        "NOTIFY_SOCKET",
-        "WATCHDOG_USEC",
-        "WATCHDOG_PID",
-        "LISTEN_PID",
-        "LISTEN_FDS",
-        "LISTEN_FDNAMES",
-    ];
+    let names =
+        ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];
     let found = bowline_linux::inherited::take_variables(names).map_err(ActivationError::Take)?;
     let [socket, usec, watched, pid, count, fd_names] = &found;
-    let text = |value: &Option<std::ffi::OsString>| value.as_ref().map(|value| value.to_string_lossy().into_owned());
+    let text =
+        |value: &Option<std::ffi::OsString>| value.as_ref().map(|value| value.to_string_lossy().into_owned());
     let notifier =
         Notifier::new(socket.as_ref().map(PathBuf::from), text(usec).as_deref(), text(watched).as_deref());
-    let sockets =
-        activation::take(text(pid).as_deref(), text(count).as_deref(), text(fd_names).as_deref())?;
+    let sockets = activation::take(text(pid).as_deref(), text(count).as_deref(), text(fd_names).as_deref())?;
     Ok(Inherited { notifier, sockets })
 }
 
@@ -274,10 +268,11 @@ async fn serve_until_signal(
         .add_service(runtime)
         .add_service(image)
         .add_service(bowline_cri::admin::admin_service(pods.clone()));
-    let mut serving = tokio::spawn(server.serve_with_incoming_shutdown(connections(listening.socket), async move {
-        // A dropped sender stops us just as well.
-        let _ = stopped.await;
-    }));
+    let mut serving =
+        tokio::spawn(server.serve_with_incoming_shutdown(connections(listening.socket), async move {
+            // A dropped sender stops us just as well.
+            let _ = stopped.await;
+        }));
     if let Some(listener) = metrics {
         let exporter = bowline_cri::Exporter::new(pods.clone(), env!("CARGO_PKG_VERSION"));
         tokio::spawn(metrics::serve(listener, Arc::new(exporter)));

@@ -28,7 +28,8 @@ pub fn take_descriptors(first: RawFd, count: usize) -> io::Result<Vec<OwnedFd>> 
     alone()?;
     let last = RawFd::try_from(count).ok().and_then(|count| first.checked_add(count));
     let last = last.filter(|_| first > 2 && count <= MOST);
-    let last = last.ok_or_else(|| io::Error::other(format!("{count} descriptors from {first} on make no sense")))?;
+    let last =
+        last.ok_or_else(|| io::Error::other(format!("{count} descriptors from {first} on make no sense")))?;
     if TAKEN.swap(true, Ordering::Relaxed) {
         return Err(io::Error::other("the descriptors were taken before"));
     }

@@ -144,9 +144,8 @@ mod tests {
     #[test]
     fn systemd_is_chosen_where_it_can_be() {
         let v2 = CgroupLayout::v2(&["memory"]);
-        let driver = |wish, layout: &CgroupLayout, booted| {
-            choose(wish, layout, booted).map(|chosen| chosen.driver)
-        };
+        let driver =
+            |wish, layout: &CgroupLayout, booted| choose(wish, layout, booted).map(|chosen| chosen.driver);
         assert_eq!(driver(DriverWish::Auto, &v2, true), Ok(CgroupDriver::Systemd));
         assert_eq!(driver(DriverWish::Auto, &v2, false), Ok(CgroupDriver::Cgroupfs));
         assert_eq!(driver(DriverWish::Auto, &hybrid(), true), Ok(CgroupDriver::Cgroupfs));
@@ -180,7 +179,9 @@ mod tests {
             (CgroupDriver::Cgroupfs, "/kubepods.slice/kubepods-pod1.slice/"),
         ] {
             let error = of(driver, parent).unwrap_err();
-            assert!(matches!(&error, PodError::Invalid(text) if text.starts_with("config.linux.cgroup_parent: ")));
+            assert!(
+                matches!(&error, PodError::Invalid(text) if text.starts_with("config.linux.cgroup_parent: "))
+            );
         }
     }
 

@@ -113,7 +113,8 @@ fn empty(shared: &Shared, cgroup: &str) -> Result<(), PodError> {
 
 /// Names of the groups in a group; none if it is gone.
 fn folders(shared: &Shared, cgroup: &str) -> Vec<String> {
-    let Some(root) = shared.host.layout.unified().and_then(|number| shared.host.roots.get(usize::from(number)))
+    let Some(root) =
+        shared.host.layout.unified().and_then(|number| shared.host.roots.get(usize::from(number)))
     else {
         return Vec::new();
     };

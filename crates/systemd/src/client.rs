@@ -455,8 +455,9 @@ impl Bus {
         answer: &Message,
     ) -> Result<Option<String>, Trouble> {
         let body = answer.body();
-        let job: ObjectPath<'_> =
-            body.deserialize().map_err(|error| Trouble::Passing(format!("an answer without a job: {error}")))?;
+        let job: ObjectPath<'_> = body
+            .deserialize()
+            .map_err(|error| Trouble::Passing(format!("an answer without a job: {error}")))?;
         let look = Instant::now() + LOOK;
         loop {
             match timeout_at(look, ends.recv()).await {

@@ -9,7 +9,9 @@ const MOST: usize = 255;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SliceError {
     /// No `.slice` at its end.
-    #[error("`{0}` is no slice; with the systemd cgroup driver it is the name of one, such as `kubepods-pod1.slice`")]
+    #[error(
+        "`{0}` is no slice; with the systemd cgroup driver it is the name of one, such as `kubepods-pod1.slice`"
+    )]
     Suffix(String),
     /// Too long.
     #[error("the name of the slice has {0} bytes, and systemd takes {MOST}")]
@@ -26,7 +28,9 @@ pub enum SliceError {
     #[error("`{0}` is no name of a slice: between dashes there must be something")]
     Dash(String),
     /// Folders that the last of them does not say.
-    #[error("`{path}` is not where systemd has the slice `{name}`: that is `/{expected}`; give the name alone")]
+    #[error(
+        "`{path}` is not where systemd has the slice `{name}`: that is `/{expected}`; give the name alone"
+    )]
     Place {
         /// As it was given.
         path: String,
