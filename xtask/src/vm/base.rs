@@ -12,7 +12,7 @@ use super::packages::{Packages, said};
 use super::{Guest, Kernel};
 
 /// Changes with what this file makes, so that older bases are not used.
-const LAYOUT: u32 = 1;
+const LAYOUT: u32 = 2;
 /// What the ramdisk loads to see the disks. Those that are built in are not found, and not missed.
 const DISK_MODULES: [&str; 2] = ["virtio_pci", "virtio_blk"];
 /// What a root with systemd holds beside Debian's smallest set.
@@ -140,6 +140,11 @@ fn make_root(cache: &Path, folder: &Path, image: &Path, systemd: bool) -> Result
     fs::create_dir_all(root.join("programs")).context("make the mount point of the programs")?;
     let lib = fs::canonicalize(root.join("lib")).context("find the folder of the modules")?;
     said(Command::new("cp").arg("-a").arg(unpacked.join("lib/modules")).arg(lib))?;
+    if systemd {
+        // kmod wants indices in its own format; busybox, which read the modules first, knows only text.
+        let version = only_entry(&unpacked.join("lib/modules"))?;
+        said(Command::new("chroot").arg(&root).args(["/sbin/depmod", &version]))?;
+    }
     disk(&root, image, "6G")?;
     fs::remove_dir_all(&root).context("remove what became the image")
 }
