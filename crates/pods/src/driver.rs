@@ -57,15 +57,13 @@ impl ChosenDriver {
     /// Looks at this machine. The error says why the wish cannot be met.
     pub fn on_this_machine(wish: DriverWish) -> Result<ChosenDriver, String> {
         let (layout, _) = crate::host::cgroups().map_err(|error| error.to_string())?;
-        choose(wish, &layout, bowline_systemd::booted())
+        choose(wish, &layout, bowline_systemd::available())
     }
 }
 
 /// Whether systemd could make scopes here; if not, why.
-fn possible(layout: &CgroupLayout, booted: bool) -> Result<(), &'static str> {
-    if !booted {
-        return Err("systemd is not this machine's init (there is no /run/systemd/system)");
-    }
+fn possible(layout: &CgroupLayout, available: Result<(), &'static str>) -> Result<(), &'static str> {
+    available?;
     match layout.mode() {
         CgroupMode::V2 => Ok(()),
         // A scope would be made in systemd's own hierarchy alone, or in those controllers' that systemd manages, and
@@ -76,9 +74,13 @@ fn possible(layout: &CgroupLayout, booted: bool) -> Result<(), &'static str> {
     }
 }
 
-fn choose(wish: DriverWish, layout: &CgroupLayout, booted: bool) -> Result<ChosenDriver, String> {
+fn choose(
+    wish: DriverWish,
+    layout: &CgroupLayout,
+    available: Result<(), &'static str>,
+) -> Result<ChosenDriver, String> {
     let chosen = |driver, why: &str| Ok(ChosenDriver { driver, why: why.to_owned() });
-    match (wish, possible(layout, booted)) {
+    match (wish, possible(layout, available)) {
         (DriverWish::Cgroupfs, _) => chosen(CgroupDriver::Cgroupfs, "cgroup_driver is `cgroupfs`"),
         (DriverWish::Systemd, Ok(())) => chosen(CgroupDriver::Systemd, "cgroup_driver is `systemd`"),
         (DriverWish::Systemd, Err(why)) => Err(format!(
@@ -144,20 +146,21 @@ mod tests {
     #[test]
     fn systemd_is_chosen_where_it_can_be() {
         let v2 = CgroupLayout::v2(&["memory"]);
-        let driver =
-            |wish, layout: &CgroupLayout, booted| choose(wish, layout, booted).map(|chosen| chosen.driver);
-        assert_eq!(driver(DriverWish::Auto, &v2, true), Ok(CgroupDriver::Systemd));
-        assert_eq!(driver(DriverWish::Auto, &v2, false), Ok(CgroupDriver::Cgroupfs));
-        assert_eq!(driver(DriverWish::Auto, &hybrid(), true), Ok(CgroupDriver::Cgroupfs));
-        assert_eq!(driver(DriverWish::Cgroupfs, &v2, true), Ok(CgroupDriver::Cgroupfs));
-        assert_eq!(driver(DriverWish::Systemd, &v2, true), Ok(CgroupDriver::Systemd));
+        let driver = |wish, layout: &CgroupLayout, available| {
+            choose(wish, layout, available).map(|chosen| chosen.driver)
+        };
+        assert_eq!(driver(DriverWish::Auto, &v2, Ok(())), Ok(CgroupDriver::Systemd));
+        assert_eq!(driver(DriverWish::Auto, &v2, Err("absent")), Ok(CgroupDriver::Cgroupfs));
+        assert_eq!(driver(DriverWish::Auto, &hybrid(), Ok(())), Ok(CgroupDriver::Cgroupfs));
+        assert_eq!(driver(DriverWish::Cgroupfs, &v2, Ok(())), Ok(CgroupDriver::Cgroupfs));
+        assert_eq!(driver(DriverWish::Systemd, &v2, Ok(())), Ok(CgroupDriver::Systemd));
     }
 
     #[test]
     fn a_wish_that_cannot_be_met_is_told_why() {
-        let error = choose(DriverWish::Systemd, &CgroupLayout::v2(&[]), false).unwrap_err();
-        assert!(error.contains("not this machine's init"), "{error}");
-        let error = choose(DriverWish::Systemd, &hybrid(), true).unwrap_err();
+        let error = choose(DriverWish::Systemd, &CgroupLayout::v2(&[]), Err("it is absent")).unwrap_err();
+        assert!(error.contains("it is absent"), "{error}");
+        let error = choose(DriverWish::Systemd, &hybrid(), Ok(())).unwrap_err();
         assert!(error.contains("cgroup v1"), "{error}");
     }
 

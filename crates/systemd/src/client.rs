@@ -6,9 +6,9 @@
 //!        +---- by unit name ------+-- a task that hears JobRemoved
 //! ```
 //!
-//! The connection goes to systemd's own socket, which needs no bus; where that cannot be reached, to the system bus.
-//! It is closed when nobody has needed it for a while: systemd tells everybody who is connected of every change of
-//! every unit, and both sides pay for it.
+//! The connection goes to the system bus, and is closed when nobody has needed it for a while: while somebody listens,
+//! systemd tells the bus of every change of every unit. systemd's own socket would need no bus, but what it
+//! sends there has a sender that zbus (6.2) refuses: its name, where the specification wants that of a connection.
 //!
 //! A call whose connection is lost may or may not have been heard, so each is one that may be repeated: starting a scope
 //! that is active already is success, and so is stopping one that is gone. A signal may be lost too: the state of the
@@ -20,7 +20,6 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use tokio::net::UnixStream;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout_at};
@@ -28,8 +27,8 @@ use zbus::{
     Connection, DynamicType, MatchRule, Message, MessageStream, ObjectPath, OwnedObjectPath, Variant, fdo,
 };
 
-/// Where systemd itself listens, for root.
-const PRIVATE: &str = "/run/systemd/private";
+/// Where the system bus listens.
+const BUS: &str = "/run/dbus/system_bus_socket";
 /// There while systemd is the machine's init (sd_booted(3)).
 const BOOTED: &str = "/run/systemd/system";
 const DESTINATION: &str = "org.freedesktop.systemd1";
@@ -50,6 +49,17 @@ const ENDS: usize = 8;
 /// Whether systemd is this machine's init.
 pub fn booted() -> bool {
     Path::new(BOOTED).is_dir()
+}
+
+/// Whether scopes can be asked for on this machine; if not, why.
+pub fn available() -> Result<(), &'static str> {
+    if !booted() {
+        return Err("systemd is not this machine's init (there is no /run/systemd/system)");
+    }
+    match Path::new(BUS).exists() {
+        true => Ok(()),
+        false => Err("there is no D-Bus system bus (no /run/dbus/system_bus_socket)"),
+    }
 }
 
 /// Why systemd did not do something.
@@ -396,32 +406,21 @@ impl Jobs {
 }
 
 async fn connect() -> Result<Bus, zbus::Error> {
-    let connection = match private().await {
-        Ok(connection) => connection,
-        Err(error) => {
-            tracing::debug!(%error, "systemd's own socket cannot be used; trying the system bus");
-            let connection = zbus::connection::Builder::system().build().await?;
-            // Over its own socket it tells everybody unasked.
-            let nothing = connection.call_method(Some(DESTINATION), PATH, Some(MANAGER), "Subscribe", &());
-            nothing.await?;
-            connection
-        }
-    };
+    let connection = zbus::connection::Builder::system().build().await?;
+    // Anybody may send a signal; the bus looks whose it is.
     let rule = MatchRule::builder()
         .msg_type(zbus::message::Type::Signal)
+        .sender(DESTINATION)
         .interface(MANAGER)
         .member("JobRemoved")
         .build()?;
     let signals = MessageStream::for_match_rule(rule, &connection, None).await?;
+    // Else it sends none.
+    connection.call_method(Some(DESTINATION), PATH, Some(MANAGER), "Subscribe", &()).await?;
     let jobs = Arc::new(Jobs::default());
     let (end, gone) = watch::channel(false);
     let listener = tokio::spawn(hear(signals, jobs.clone(), end));
     Ok(Bus { connection, jobs, gone, listener })
-}
-
-async fn private() -> Result<Connection, zbus::Error> {
-    let stream = UnixStream::connect(PRIVATE).await?.into_std()?;
-    zbus::connection::Builder::unix_stream(stream).p2p().build().await
 }
 
 async fn hear(mut signals: MessageStream, jobs: Arc<Jobs>, end: watch::Sender<bool>) {
@@ -523,6 +522,9 @@ fn trouble(doing: &'static str, unit: &str, error: zbus::Error) -> Trouble {
                 | fdo::Error::NoServer(_)
                 | fdo::Error::Timeout(_)
                 | fdo::Error::TimedOut(_)
+                // A bus that tries to start what is away.
+                | fdo::Error::SpawnChildExited(_)
+                | fdo::Error::SpawnFailed(_)
         ),
         // What sd-bus makes of an errno.
         zbus::Error::MethodError(name, ..) => {

@@ -4,7 +4,7 @@
 //! below it are delegated, so that no container needs another word with systemd.
 //!
 //! - [`slice`](mod@slice): pure; what a cgroup parent names, and where that is below the root of the tree
-//! - [`client`]: the calls, over systemd's own socket or the system bus
+//! - [`client`]: the calls, over the system bus
 //!
 //! Absent here: cgroup files, pods, records. systemd may be away for moments (`daemon-reexec`, an update): every call
 //! is repeated until it is answered or its time is over.
@@ -12,5 +12,5 @@
 pub mod client;
 pub mod slice;
 
-pub use client::{Scope, Systemd, SystemdError, Unit, booted};
+pub use client::{Scope, Systemd, SystemdError, Unit, available, booted};
 pub use slice::{SliceError, place};
