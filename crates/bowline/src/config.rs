@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use crate::log::{Format, Level};
+use crate::traces::TracesSettings;
 pub(crate) use error::ConfigError;
 
 /// Read if it is there and `--config` names no other.
@@ -59,6 +60,8 @@ pub(crate) struct Settings {
     pub(crate) images: ImageSettings,
     /// Metrics of the daemon.
     pub(crate) metrics: MetricsSettings,
+    /// Traces of calls.
+    pub(crate) traces: TracesSettings,
     /// Devices by name.
     pub(crate) cdi: CdiSettings,
     /// Paths of the host.
@@ -471,6 +474,7 @@ fn finish(settings: Settings) -> Result<Config, ConfigError> {
     let socket = listen.strip_prefix("unix://").filter(|path| path.starts_with('/')).ok_or_else(|| {
         ConfigError::value("listen", format!("`{listen}` is no `unix://` and an absolute path"))
     })?;
+    settings.traces.check().map_err(|(key, reason)| ConfigError::value(key, reason))?;
     let network = &settings.default_network;
     if network.bridge.is_empty() || network.bridge.len() > 15 || network.bridge.contains(['/', ' ']) {
         let reason = format!("`{}` is no name of a link: 1 to 15 characters", network.bridge);

@@ -9,12 +9,15 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use tracing::level_filters::LevelFilter;
 use tracing::{Event, Subscriber};
+use tracing_subscriber::Layer as _;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt as _;
+
+use crate::traces::Traces;
 
 /// What is worth telling.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ValueEnum)]
@@ -44,11 +47,11 @@ pub(crate) enum Format {
     Json,
 }
 
-/// Starts the log. The transport's own libraries only get to warn: their debug output is a line per frame, with the
-/// bytes of requests in it, secrets and all.
+/// Starts the log, and collects spans if anybody wants them. The transport's own libraries only get to warn: their debug
+/// output is a line per frame, with the bytes of requests in it, secrets and all.
 ///
 /// Where standard error is systemd's journal, lines say their priority and no time: the journal knows both better.
-pub(crate) fn init(level: Level, format: Format) {
+pub(crate) fn init(level: Level, format: Format, traces: Option<&Traces>) {
     let level = match level {
         Level::Error => LevelFilter::ERROR,
         Level::Warn => LevelFilter::WARN,
@@ -57,18 +60,26 @@ pub(crate) fn init(level: Level, format: Format) {
         Level::Trace => LevelFilter::TRACE,
     };
     let quiet = level.min(LevelFilter::WARN);
-    let foreign = ["h2", "hyper", "hyper_util", "tonic", "tower", "rustls"];
-    let targets = Targets::new().with_default(level).with_targets(foreign.map(|name| (name, quiet)));
-    let registry = tracing_subscriber::registry().with(targets);
+    let foreign = ["h2", "hyper", "hyper_util", "opentelemetry", "tonic", "tower", "rustls"];
+    let targets = Targets::new()
+        .with_default(level)
+        .with_targets(foreign.map(|name| (name, quiet)))
+        .with_target(bowline_pods::SPANS, LevelFilter::OFF);
+    let registry = tracing_subscriber::registry().with(traces.map(Traces::layer));
     let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     // Fails only where a log runs already, which then serves.
     let _ = match (format, to_journal()) {
-        (Format::Text, false) => registry.with(layer.with_ansi(std::io::stderr().is_terminal())).try_init(),
-        (Format::Json, false) => registry.with(layer.json()).try_init(),
-        (Format::Text, true) => {
-            registry.with(layer.with_ansi(false).without_time().map_event_format(Prefixed)).try_init()
+        (Format::Text, false) => {
+            registry.with(layer.with_ansi(std::io::stderr().is_terminal()).with_filter(targets)).try_init()
         }
-        (Format::Json, true) => registry.with(layer.json().map_event_format(Prefixed)).try_init(),
+        (Format::Json, false) => registry.with(layer.json().with_filter(targets)).try_init(),
+        (Format::Text, true) => {
+            let layer = layer.with_ansi(false).without_time().map_event_format(Prefixed);
+            registry.with(layer.with_filter(targets)).try_init()
+        }
+        (Format::Json, true) => {
+            registry.with(layer.json().map_event_format(Prefixed).with_filter(targets)).try_init()
+        }
     };
 }
 

@@ -16,6 +16,7 @@ mod log;
 mod metrics;
 mod notify;
 mod serve;
+mod traces;
 
 use std::process::ExitCode;
 

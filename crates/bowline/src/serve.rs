@@ -30,6 +30,7 @@ use crate::listen::{ListenError, listen, private_folder};
 use crate::log::{self, Format, Level};
 use crate::metrics;
 use crate::notify::Notifier;
+use crate::traces::{SpanPerCall, Traces};
 
 /// How long calls under way may go on after the signal to end. Operations outlive their calls anyway: this is for the
 /// answers.
@@ -124,8 +125,7 @@ pub(crate) fn main(args: Args) -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    log::init(config.settings.log.level, config.settings.log.format);
-    match inherited.map_err(ServeError::from).and_then(|inherited| run(config, inherited)) {
+    match run(config, inherited) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(reason = chain(&error), "the daemon ends");
@@ -155,7 +155,7 @@ fn inherited() -> Result<Inherited, ActivationError> {
     Ok(Inherited { notifier, sockets })
 }
 
-fn run(config: Config, inherited: Inherited) -> Result<(), ServeError> {
+fn run(config: Config, inherited: Result<Inherited, ActivationError>) -> Result<(), ServeError> {
     // Files that we make for pods must be readable inside, whatever shell started us.
     rustix::process::umask(Mode::WGRP | Mode::WOTH);
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -163,9 +163,23 @@ fn run(config: Config, inherited: Inherited) -> Result<(), ServeError> {
         .worker_threads(2)
         .thread_name("bowline")
         .enable_all()
-        .build()
-        .map_err(ServeError::failed("start the threads"))?;
-    let outcome = runtime.block_on(serve(config, inherited));
+        .build();
+    let started = runtime.as_ref().map_or(Ok(None), |runtime| {
+        let _inside = runtime.enter();
+        Traces::start(&config.settings.traces)
+    });
+    let (traces, no_traces) = started.map_or_else(|error| (None, Some(error)), |traces| (traces, None));
+    log::init(config.settings.log.level, config.settings.log.format, traces.as_ref());
+    let runtime = runtime.map_err(ServeError::failed("start the threads"))?;
+    if let Some(error) = no_traces {
+        return Err(ServeError::failed(
+            "send traces (traces.endpoint, or OTEL_EXPORTER_OTLP_* of the environment)",
+        )(error));
+    }
+    let outcome = runtime.block_on(serve(config, inherited?));
+    if let Some(traces) = traces {
+        traces.end();
+    }
     // A blocking thread that hangs on a dead disk must not keep the daemon from ending.
     runtime.shutdown_timeout(Duration::from_secs(1));
     outcome
@@ -265,6 +279,7 @@ async fn serve_until_signal(
     let (runtime, image) = bowline_cri::services(pods.clone(), streaming, server_info(config));
     let (stop, stopped) = oneshot::channel::<()>();
     let server = Server::builder()
+        .layer(SpanPerCall::default())
         .add_service(runtime)
         .add_service(image)
         .add_service(bowline_cri::admin::admin_service(pods.clone()));

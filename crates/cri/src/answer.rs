@@ -15,6 +15,11 @@ pub(crate) async fn answer<T>(
     let took = began.elapsed();
     let code = outcome.as_ref().map_or_else(Status::code, |_| Code::Ok);
     crate::calls::count(call, code, took);
+    let span = tracing::Span::current();
+    span.record("rpc.grpc.status_code", i32::from(code));
+    if is_ours(code) {
+        span.record("otel.status_code", "ERROR");
+    }
     let millis = took.as_millis() as u64;
     match &outcome {
         Ok(_) => tracing::debug!(call, millis, "answered"),

@@ -19,6 +19,7 @@ use bowline_store::{ContainerRecord, LifeRecord, PodLife, PodRecord};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
+use tracing::{Instrument as _, Span};
 
 use crate::connect::Network;
 use crate::create::{Made, Order};
@@ -110,12 +111,22 @@ pub(crate) enum Command {
     },
 }
 
+/// A command, and the span that its work belongs to.
+pub(crate) struct Asked(Command, Span);
+
+impl Asked {
+    /// By whoever asks just now.
+    pub fn now(command: Command) -> Asked {
+        Asked(command, Span::current())
+    }
+}
+
 /// How others reach an actor.
 #[derive(Clone)]
 pub(crate) struct ActorHandle {
     pub id: SandboxId,
     pub spec: Arc<PodSpec>,
-    pub commands: mpsc::Sender<Command>,
+    pub commands: mpsc::Sender<Asked>,
     /// How bringing it up went, once that is known.
     pub born: watch::Receiver<Option<Result<(), PodError>>>,
 }
@@ -167,6 +178,8 @@ pub(crate) struct Container {
     starting: Vec<Reply<()>>,
     stopping: Vec<Reply<()>>,
     removing: Vec<Reply<()>>,
+    /// Who wants it removed.
+    remover: Span,
     /// The removal itself runs.
     removal: bool,
     wake_at: Option<i64>,
@@ -191,7 +204,7 @@ pub(crate) struct Actor {
     record: PodRecord,
     monitor: Option<Arc<Monitor>>,
     heard: Option<mpsc::Receiver<Heard>>,
-    commands: mpsc::Receiver<Command>,
+    commands: mpsc::Receiver<Asked>,
     containers: BTreeMap<ContainerId, Container>,
     creating: BTreeMap<(String, u32), Creating>,
     slots: BTreeSet<u16>,
@@ -203,6 +216,8 @@ pub(crate) struct Actor {
     quiesce: Vec<oneshot::Sender<()>>,
     /// Somebody wants it down; nothing new begins.
     stopping: bool,
+    /// Who, until it is.
+    ending: Span,
     /// The clean-up runs.
     taking_down: bool,
     gone: bool,
@@ -219,9 +234,12 @@ pub(crate) fn spawn(shared: Arc<Shared>, id: SandboxId, spec: Arc<PodSpec>) -> A
     let (commands, receiver) = mpsc::channel(COMMANDS);
     let (tell, born) = watch::channel(None);
     let handle = ActorHandle { id: id.clone(), spec: spec.clone(), commands, born };
+    let cause = Span::current();
     tokio::spawn(async move {
         let up = run_pod::bring_up(&shared, &id, &spec);
-        let up = shared.operations.run("RunPodSandbox", &id, &spec.metadata.name, up);
+        let up = cause.in_scope(|| shared.operations.run("RunPodSandbox", &id, &spec.metadata.name, up));
+        // The pod outlives the call by far.
+        drop(cause);
         match up.await {
             Ok(up) => {
                 let actor = Actor::new(shared, spec, up.record, Some((up.monitor, up.heard)), receiver);
@@ -288,7 +306,7 @@ impl Actor {
         spec: Arc<PodSpec>,
         record: PodRecord,
         monitor: Option<(Arc<Monitor>, mpsc::Receiver<Heard>)>,
-        commands: mpsc::Receiver<Command>,
+        commands: mpsc::Receiver<Asked>,
     ) -> Actor {
         let (monitor, heard) = monitor.unzip();
         Actor {
@@ -306,6 +324,7 @@ impl Actor {
             remove_waiting: Vec::new(),
             quiesce: Vec::new(),
             stopping: false,
+            ending: Span::none(),
             taking_down: false,
             gone: false,
             turns: Turns::default(),
@@ -324,7 +343,7 @@ impl Actor {
             tokio::select! {
                 heard = next(&mut self.heard) => self.hear(heard),
                 command = self.commands.recv() => match command {
-                    Some(command) => self.obey(command),
+                    Some(Asked(command, span)) => span.in_scope(|| self.obey(command)),
                     // Every handle is gone: the daemon ends.
                     None => break,
                 },
@@ -340,6 +359,16 @@ impl Actor {
         for reply in self.remove_waiting.drain(..).chain(self.stop_waiting.drain(..)) {
             let _ = reply.send(Ok(()));
         }
+    }
+
+    /// Has something done beside the actor, for whoever is being served.
+    fn spawn(&mut self, work: impl Future<Output = Done> + Send + 'static) {
+        self.tasks.spawn(work.in_current_span());
+    }
+
+    /// The same for somebody who asked earlier.
+    fn spawn_for(&mut self, cause: Span, work: impl Future<Output = Done> + Send + 'static) {
+        self.tasks.spawn(work.instrument(cause));
     }
 
     fn obey(&mut self, command: Command) {

@@ -12,7 +12,7 @@ use bowline_nri::{NriConfig, PluginState};
 use bowline_store::Store;
 use tokio::sync::oneshot;
 
-use crate::actor::{self, ActorHandle, Command};
+use crate::actor::{self, ActorHandle, Asked, Command};
 use crate::attach::{AttachCall, Attached, attach};
 use crate::checkpoint::{self, Ability, CheckpointConfig, PodRestore, Restored};
 use crate::connect::{Connection, connect};
@@ -496,7 +496,7 @@ impl Pods {
                 let mut born = actor.born.clone();
                 let _ = born.wait_for(Option::is_some).await;
                 let (reply, done) = oneshot::channel();
-                if actor.commands.send(Command::Quiesce { reply }).await.is_ok() {
+                if actor.commands.send(Asked::now(Command::Quiesce { reply })).await.is_ok() {
                     let _ = done.await;
                 }
             }
@@ -533,7 +533,7 @@ async fn ask<T>(
 ) -> Result<T, PodError> {
     let (reply, answer) = oneshot::channel();
     let gone = || PodError::NotFound { what: "pod sandbox", id: actor.id.to_string() };
-    actor.commands.send(command(reply)).await.map_err(|_| gone())?;
+    actor.commands.send(Asked::now(command(reply))).await.map_err(|_| gone())?;
     answer.await.map_err(|_| gone())?
 }
 

@@ -64,7 +64,7 @@ pub use events::{NextEvent, PodEvent, PodEventKind, Subscription};
 pub use exec::{ExecCall, ExecOutput, Running, Streams};
 pub use handle::{Pods, PodsConfig};
 pub use host::{Host, cgroups};
-pub use operations::{BOUNDS_MS, Operation, Timing};
+pub use operations::{BOUNDS_MS, Operation, SPANS, Timing};
 pub use stats::{
     BlockIo, ContainerFigures, Disk, Figures, GroupStats, HugePages, InterfaceStats, MemoryStats, PodFigures,
     PodStats, Pressure, Psi, PsiLine, Sources, Stats, SwapStats, WritableStats,

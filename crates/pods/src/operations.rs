@@ -2,13 +2,21 @@
 //!
 //! An operation is entered when it begins and leaves when it ends, however it ends; a stage likewise. Stages may run side
 //! by side. Entering costs a lock that is held for a moment. What operations and stages took is added up for metrics.
+//!
+//! Each is a span as well, under [`SPANS`], below the span of whoever began it; without somebody who collects spans that
+//! costs nothing.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use tracing::Span;
+
 /// Upper bounds of the ranges that durations are counted in, milliseconds. Above the last one is one more range.
 pub const BOUNDS_MS: [u64; 12] = [1, 2, 5, 10, 20, 50, 100, 250, 500, 1000, 5000, 30_000];
+
+/// The target of spans that are collected for traces, and never shown in the log.
+pub const SPANS: &str = "bowline::spans";
 
 tokio::task_local! {
     static CURRENT: Arc<Guard>;
@@ -86,11 +94,12 @@ impl Operations {
             since: Instant::now(),
             stages: Vec::new(),
         };
+        let span = tracing::info_span!(target: SPANS, "operation", otel.name = kind, id = %running.id, name);
         let mut state = self.state();
         state.last += 1;
         let number = state.last;
         state.running.insert(number, running);
-        Guard { operations: self.clone(), number }
+        Guard { operations: self.clone(), number, span }
     }
 
     /// Does something as an operation; [`stage`] in it means this one.
@@ -129,6 +138,7 @@ impl Operations {
 pub(crate) struct Guard {
     operations: Operations,
     number: u64,
+    span: Span,
 }
 
 impl Drop for Guard {
@@ -141,12 +151,13 @@ impl Drop for Guard {
 }
 
 /// A stage that was entered.
-pub(crate) struct Stage(Option<(Arc<Guard>, u64)>);
+pub(crate) struct Stage(Option<(Arc<Guard>, u64, Span)>);
 
 /// Enters a stage of the operation that this task runs as; without one it does nothing. It ends when what is returned
 /// goes.
 pub(crate) fn stage(name: &'static str) -> Stage {
     let Ok(guard) = CURRENT.try_with(Arc::clone) else { return Stage(None) };
+    let span = tracing::info_span!(target: SPANS, parent: &guard.span, "stage", otel.name = name);
     let mut state = guard.operations.state();
     state.last += 1;
     let number = state.last;
@@ -154,12 +165,12 @@ pub(crate) fn stage(name: &'static str) -> Stage {
         running.stages.push((number, name, Instant::now()));
     }
     drop(state);
-    Stage(Some((guard, number)))
+    Stage(Some((guard, number, span)))
 }
 
 impl Drop for Stage {
     fn drop(&mut self) {
-        let Some((guard, number)) = &self.0 else { return };
+        let Some((guard, number, _)) = &self.0 else { return };
         let mut state = guard.operations.state();
         let Some(running) = state.running.get_mut(&guard.number) else { return };
         let Some(at) = running.stages.iter().position(|(known, _, _)| known == number) else { return };

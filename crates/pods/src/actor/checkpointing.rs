@@ -24,7 +24,7 @@ impl Actor {
                     _ => ("CheckpointPod", pod.id.to_string(), pod.spec.metadata.name.clone()),
                 };
                 let operations = shared.operations.clone();
-                self.tasks.spawn(async move {
+                self.spawn(async move {
                     let work = checkpoint::checkpoint(shared, pod, monitor, subjects, order, deadline);
                     let _ = reply.send(operations.run(kind, &id, &name, work).await);
                     Done::Nothing

@@ -76,7 +76,7 @@ impl Actor {
         self.creating.insert(key.clone(), Creating { spec: Arc::new(spec), slot, waiting: vec![reply] });
         let (shared, pod) = (self.shared.clone(), self.record.clone());
         let operations = self.shared.operations.clone();
-        self.tasks.spawn(async move {
+        self.spawn(async move {
             let id = order.id.clone();
             let made = blocking("create a container", move || crate::create::create(&shared, &pod, order));
             let made = operations.run("CreateContainer", &id, &key.0, made).await;
@@ -139,6 +139,7 @@ impl Actor {
             starting: Vec::new(),
             stopping: Vec::new(),
             removing: Vec::new(),
+            remover: Span::none(),
             removal: false,
             wake_at,
             stop: None,
@@ -293,7 +294,7 @@ impl Actor {
         let (operations, name) = (self.shared.operations.clone(), container.spec.name.clone());
         let told = self.told(id);
         let (id, spec) = (id.clone(), self.spec.clone());
-        self.tasks.spawn(async move {
+        self.spawn(async move {
             let result = async {
                 let failed = |error: PodError| {
                     let exit = Exit {
@@ -406,7 +407,7 @@ impl Actor {
     fn send_kill(&mut self, id: &ContainerId, signal: i32, everyone: bool) {
         let Some(monitor) = self.monitor.clone() else { return };
         let request = Request::Kill { container: *id.as_bytes(), signal, everyone };
-        self.tasks.spawn(async move {
+        self.spawn(async move {
             // One that has ended already is told of by its exit.
             let _ = monitor.call(request, &[]).await;
             Done::Nothing
@@ -421,6 +422,7 @@ impl Actor {
             return;
         };
         container.removing.push(reply);
+        container.remover = Span::current();
         if container.life.is_live() {
             self.end(id, now());
         }
@@ -453,8 +455,10 @@ impl Actor {
         let volumes = record.image_volumes.iter().map(|volume| &volume.id);
         let used: Vec<String> = std::iter::once(&record.image.id).chain(volumes).cloned().collect();
         let all_read = !self.shared.unreadable.load(std::sync::atomic::Ordering::Relaxed);
-        let stay = self.shared.operations.begin("RemoveContainer", &id, &record.spec.name);
-        self.tasks.spawn(async move {
+        let remover = std::mem::replace(&mut container.remover, Span::none());
+        let begin = || self.shared.operations.begin("RemoveContainer", &id, &record.spec.name);
+        let stay = remover.in_scope(begin);
+        self.spawn_for(remover, async move {
             let _stay = stay;
             if let Some((told, stop)) = told {
                 told.tell_removal(stop).await;
@@ -514,7 +518,7 @@ impl Actor {
         };
         let (path, id) = (container.record.log_path.clone(), id.clone());
         let shared = self.shared.clone();
-        self.tasks.spawn(async move {
+        self.spawn(async move {
             let _ = reply.send(reopen(shared, &monitor, &id, path).await);
             Done::Nothing
         });
@@ -563,7 +567,7 @@ impl Actor {
         let told = if by_plugin.is_none() { self.told(id) } else { None };
         let id = id.clone();
         let stay = self.shared.operations.begin("UpdateContainerResources", &id, &record.spec.name);
-        self.tasks.spawn(async move {
+        self.spawn(async move {
             let _stay = stay;
             let tell = told.is_some();
             let change = match (by_plugin, told) {

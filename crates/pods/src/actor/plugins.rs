@@ -25,7 +25,7 @@ impl Actor {
     /// Tells of something that has happened to a container. Nobody waits for it.
     pub(super) fn tell_plugins(&mut self, id: &ContainerId, event: NriEvent) {
         if let Some(told) = self.told(id) {
-            self.tasks.spawn(async move {
+            self.spawn(async move {
                 told.tell(event).await;
                 Done::Nothing
             });
@@ -44,7 +44,7 @@ impl Actor {
             }
         };
         let Some(told) = told else { return answer(waiting) };
-        self.tasks.spawn(async move {
+        self.spawn(async move {
             told.tell(NriEvent::StopContainer).await;
             answer(waiting);
             Done::Nothing
@@ -82,7 +82,7 @@ impl Actor {
             let Some(told) = self.told_pod() else { return true };
             self.told_removal = Some(false);
             self.shared.nri.leaving(&self.record.id.to_string());
-            self.tasks.spawn(async move {
+            self.spawn(async move {
                 told.tell(NriEvent::RemovePodSandbox).await;
                 Done::RemovalTold
             });
@@ -103,7 +103,7 @@ impl Actor {
         };
         let (overhead_after, sum_after) =
             (wanted(&overhead, &resources.overhead), wanted(&sum, &resources.sum));
-        self.tasks.spawn(async move {
+        self.spawn(async move {
             let result = told.ask_pod_limits(&overhead_after, &sum_after).await;
             Done::PodUpdateAsked { overhead, sum, result, reply }
         });
@@ -122,7 +122,7 @@ impl Actor {
         }
         self.apply_pod_update(overhead, sum, reply);
         if let Some(told) = self.told_pod() {
-            self.tasks.spawn(async move {
+            self.spawn(async move {
                 told.tell(NriEvent::PostUpdatePodSandbox).await;
                 Done::Nothing
             });

@@ -12,11 +12,13 @@ impl Actor {
             return;
         }
         self.stop_waiting.push(reply);
+        self.ending = Span::current();
         self.begin_stopping();
     }
 
     pub(super) fn remove_pod(&mut self, reply: Reply<()>) {
         self.remove_waiting.push(reply);
+        self.ending = Span::current();
         self.begin_stopping();
     }
 
@@ -112,7 +114,8 @@ impl Actor {
             let ran = self.containers.values().filter(|container| !matches!(container.life, Life::Created));
             let cgroups: Vec<String> = ran.map(|container| container.record.cgroup.clone()).collect();
             let told = self.take_stop();
-            self.tasks.spawn(async move {
+            let ending = std::mem::replace(&mut self.ending, Span::none());
+            self.spawn_for(ending, async move {
                 if let Some(told) = told {
                     told.tell(NriEvent::StopPodSandbox).await;
                 }

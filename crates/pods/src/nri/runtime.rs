@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use super::limits;
 use super::message::{self, ContainerFacts, PodFacts};
 use crate::PodError;
-use crate::actor::Command;
+use crate::actor::{Asked, Command};
 use crate::shared::{Shared, now};
 
 /// The pods of a daemon, as its plugins reach them. It keeps nothing alive.
@@ -74,12 +74,12 @@ impl PluginsRuntime {
         let id = ContainerId::parse(id).map_err(|error| error.to_string())?;
         let (reply, answer) = oneshot::channel();
         let gone = || "its pod is gone".to_owned();
-        commands.send(command(id, reply)).await.map_err(|_| gone())?;
+        commands.send(Asked::now(command(id, reply))).await.map_err(|_| gone())?;
         let answer = answer.await.map_err(|_| gone())?;
         answer.map_err(|error| crate::chain(&error))
     }
 
-    fn find(&self, id: &str) -> Result<tokio::sync::mpsc::Sender<Command>, String> {
+    fn find(&self, id: &str) -> Result<tokio::sync::mpsc::Sender<Asked>, String> {
         let shared: Arc<Shared> = self.0.upgrade().ok_or("the daemon ends")?;
         let view = shared.views.container(id).map_err(|error| error.to_string())?;
         let actor = shared.actors().by_id.get(&view.pod).map(|actor| actor.commands.clone());
