@@ -19,6 +19,7 @@ impl Inventory {
         let instance = instance(folder);
         mounts(folder, &mut lines);
         cgroups(&instance, &mut lines);
+        scopes(folder, &mut lines);
         links(&instance, &mut lines);
         processes(folder, &mut lines);
         files(folder, &mut lines);
@@ -96,6 +97,18 @@ fn cgroups(instance: &Option<String>, lines: &mut BTreeSet<String>) {
             }
         }
     }
+}
+
+/// Pods' scopes, where systemd makes them. Their descriptions say whose they are.
+fn scopes(folder: &Path, lines: &mut BTreeSet<String>) {
+    if !Path::new("/run/systemd/system").is_dir() {
+        return;
+    }
+    let ours = format!("bowline {}:", bowline_cni::InstanceTag::of_root(&folder.join("root")).as_str());
+    let args = ["list-units", "--all", "--full", "--plain", "--no-legend", "bowline-*.scope"];
+    let listed = std::process::Command::new("systemctl").args(args).output().expect("run systemctl");
+    let text = String::from_utf8_lossy(&listed.stdout).into_owned();
+    lines.extend(text.lines().filter(|line| line.contains(&ours)).map(|line| format!("scope {line}")));
 }
 
 fn links(instance: &Option<String>, lines: &mut BTreeSet<String>) {

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::build::root;
 
 /// Crates and their ranks: a crate may use only crates of a lower rank (ARCHITECTURE.md).
-const RANKS: [(&str, u32); 24] = [
+const RANKS: [(&str, u32); 25] = [
     ("linux", 0),
     ("model", 0),
     ("cri-proto", 0),
@@ -23,6 +23,7 @@ const RANKS: [(&str, u32); 24] = [
     ("launch", 1),
     ("cni", 1),
     ("nri", 1),
+    ("systemd", 1),
     ("image", 2),
     ("monitor", 2),
     ("pods", 3),

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use bowline_cni::DefaultNetwork;
 use bowline_nri::{NriConfig, ValidatorConfig};
+use bowline_pods::DriverWish;
 use bowline_streaming::{StreamingConfig, TlsFiles};
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
@@ -49,6 +50,8 @@ pub(crate) struct Settings {
     /// The monitor's program.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) monitor: Option<PathBuf>,
+    /// Who makes pods' cgroups.
+    pub(crate) cgroup_driver: CgroupDriver,
     /// The daemon's log.
     pub(crate) log: LogSettings,
     /// The network of a machine without Kubernetes.
@@ -73,6 +76,27 @@ pub(crate) struct Settings {
     pub(crate) checkpoint: CheckpointSettings,
     /// AppArmor.
     pub(crate) apparmor: ApparmorSettings,
+}
+
+/// `cgroup_driver`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum CgroupDriver {
+    /// systemd where it is the init and cgroups are v2, else cgroupfs.
+    #[default]
+    Auto,
+    Cgroupfs,
+    Systemd,
+}
+
+impl From<CgroupDriver> for DriverWish {
+    fn from(driver: CgroupDriver) -> DriverWish {
+        match driver {
+            CgroupDriver::Auto => DriverWish::Auto,
+            CgroupDriver::Cgroupfs => DriverWish::Cgroupfs,
+            CgroupDriver::Systemd => DriverWish::Systemd,
+        }
+    }
 }
 
 /// `[checkpoint]`.

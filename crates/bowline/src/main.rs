@@ -9,6 +9,7 @@
 //! | 2 | the command line or the configuration is wrong; nothing was touched |
 //! | 3 | another daemon uses the same root, state folder or socket |
 
+mod activation;
 mod config;
 mod listen;
 mod log;

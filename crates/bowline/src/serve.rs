@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use bowline_cni::{Cni, CniConfig};
 use bowline_cri::ServerInfo;
 use bowline_image::{Images, ImagesConfig, Unpacker};
-use bowline_pods::{Pods, PodsConfig, chain};
+use bowline_pods::{ChosenDriver, Pods, PodsConfig, chain};
 use bowline_store::{Store, StoreError};
 use bowline_streaming::{Streaming, StreamingError};
 use futures_util::Stream;
@@ -24,11 +24,12 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 use tonic::transport::Server;
 
+use crate::activation::{self, ActivationError, Passed};
 use crate::config::{self, Config, Flags};
 use crate::listen::{ListenError, listen, private_folder};
 use crate::log::{self, Format, Level};
 use crate::metrics;
-use crate::notify::notify;
+use crate::notify::Notifier;
 use crate::traces::{SpanPerCall, Traces};
 
 /// How long calls under way may go on after the signal to end. Operations outlive their calls anyway: this is for the
@@ -78,6 +79,8 @@ enum ServeError {
     #[error(transparent)]
     Listen(#[from] ListenError),
     #[error(transparent)]
+    Activation(#[from] ActivationError),
+    #[error(transparent)]
     Streaming(#[from] StreamingError),
     #[error("could not {doing}")]
     Failed { doing: &'static str, source: Box<dyn Error + Send + Sync> },
@@ -95,6 +98,7 @@ impl ServeError {
             | ServeError::Listen(ListenError::InUse(_)) => ExitCode::from(3),
             ServeError::Store(_)
             | ServeError::Listen(_)
+            | ServeError::Activation(_)
             | ServeError::Streaming(_)
             | ServeError::Failed { .. } => ExitCode::FAILURE,
         }
@@ -103,6 +107,8 @@ impl ServeError {
 
 /// Runs the daemon to its end.
 pub(crate) fn main(args: Args) -> ExitCode {
+    // First of all: while there is one thread, and no descriptor of ours.
+    let inherited = inherited();
     let flags = Flags {
         root: args.root,
         state: args.state,
@@ -119,7 +125,7 @@ pub(crate) fn main(args: Args) -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    match run(config) {
+    match run(config, inherited) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(reason = chain(&error), "the daemon ends");
@@ -128,7 +134,28 @@ pub(crate) fn main(args: Args) -> ExitCode {
     }
 }
 
-fn run(config: Config) -> Result<(), ServeError> {
+/// What systemd left for us.
+#[derive(Default)]
+struct Inherited {
+    notifier: Notifier,
+    sockets: Passed,
+}
+
+/// Takes over what is meant for us alone, so that no program that we start finds it.
+fn inherited() -> Result<Inherited, ActivationError> {
+    let names =
+        ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];
+    let found = bowline_linux::inherited::take_variables(names).map_err(ActivationError::Take)?;
+    let [socket, usec, watched, pid, count, fd_names] = &found;
+    let text =
+        |value: &Option<std::ffi::OsString>| value.as_ref().map(|value| value.to_string_lossy().into_owned());
+    let notifier =
+        Notifier::new(socket.as_ref().map(PathBuf::from), text(usec).as_deref(), text(watched).as_deref());
+    let sockets = activation::take(text(pid).as_deref(), text(count).as_deref(), text(fd_names).as_deref())?;
+    Ok(Inherited { notifier, sockets })
+}
+
+fn run(config: Config, inherited: Result<Inherited, ActivationError>) -> Result<(), ServeError> {
     // Files that we make for pods must be readable inside, whatever shell started us.
     rustix::process::umask(Mode::WGRP | Mode::WOTH);
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -149,7 +176,7 @@ fn run(config: Config) -> Result<(), ServeError> {
             "send traces (traces.endpoint, or OTEL_EXPORTER_OTLP_* of the environment)",
         )(error));
     }
-    let outcome = runtime.block_on(serve(config));
+    let outcome = runtime.block_on(serve(config, inherited?));
     if let Some(traces) = traces {
         traces.end();
     }
@@ -158,8 +185,10 @@ fn run(config: Config) -> Result<(), ServeError> {
     outcome
 }
 
-async fn serve(config: Config) -> Result<(), ServeError> {
+async fn serve(config: Config, inherited: Inherited) -> Result<(), ServeError> {
     let began = Instant::now();
+    let Inherited { notifier, sockets } = inherited;
+    let passed = sockets.socket(&config.socket)?;
     let signals = Signals::new().map_err(ServeError::failed("wait for signals"))?;
     let store = Store::open(&config.root)?;
     private_folder(&config.state).map_err(ServeError::failed("make the state folder"))?;
@@ -170,6 +199,10 @@ async fn serve(config: Config) -> Result<(), ServeError> {
         .map_err(|error| error.to_string())
         .and_then(|required| required)
         .map_err(ServeError::failed("use this kernel: it lacks what pods need"))?;
+    let driver = ChosenDriver::on_this_machine(config.settings.cgroup_driver.into())
+        .map_err(ServeError::failed("use the configured cgroup driver"))?;
+    tracing::info!(driver = %driver.driver, why = driver.why, "cgroup driver");
+    notifier.status("Recovering");
     let images = Images::open(images_config(&config)).await.map_err(ServeError::failed("open the images"))?;
     let cni = Arc::new(Cni::new(cni_config(&config)).map_err(ServeError::failed("set up the network"))?);
     if let Ok(Err(error)) = tokio::task::spawn_blocking(bowline_cni::try_link_drivers).await {
@@ -187,6 +220,7 @@ async fn serve(config: Config) -> Result<(), ServeError> {
     pods_config.checkpoint =
         bowline_pods::CheckpointConfig { criu: checkpoint.criu.clone(), restore: checkpoint.restore };
     pods_config.apparmor = config.settings.apparmor.config();
+    pods_config.cgroup_driver = driver;
     pods_config.nri = config.nri.as_ref().map(|nri| nri.config.clone());
     let pods = Pods::open(pods_config, store, images.clone(), cni.clone())
         .await
@@ -196,9 +230,13 @@ async fn serve(config: Config) -> Result<(), ServeError> {
     let (plugins, _nri_file) = nri_socket(&config)?.unzip();
     pods.start_plugins(plugins).await;
     let streaming = Streaming::open(config.streaming.clone(), pods.clone()).await?;
-    let socket = listen(&config.socket)?;
+    // systemd's socket outlives us, so that clients wait for the next daemon; ours would be a file that nobody serves.
+    let (socket, socket_file) = match passed {
+        Some(socket) => (socket, None),
+        None => (listen(&config.socket)?, Some(SocketFile(config.socket.clone()))),
+    };
     let socket = UnixListener::from_std(socket).map_err(ServeError::failed("listen"))?;
-    tokio::spawn(watch_network(cni));
+    tokio::spawn(watch_network(cni.clone()));
     // Only now: the layers of recovered containers are held again.
     // What an unreadable record refers to is not known, so nothing is reclaimed while there is one.
     if pods.all_records_read() {
@@ -213,15 +251,24 @@ async fn serve(config: Config) -> Result<(), ServeError> {
         millis = began.elapsed().as_millis() as u64,
         "serving"
     );
-    serve_until_signal(&config, pods, streaming, socket, signals).await
+    let listening = Listening { socket, file: socket_file };
+    serve_until_signal(&config, pods, streaming, listening, signals, notifier).await
+}
+
+/// The socket that is served.
+struct Listening {
+    socket: UnixListener,
+    /// Its file, if it is ours.
+    file: Option<SocketFile>,
 }
 
 async fn serve_until_signal(
     config: &Config,
     pods: Pods,
     streaming: Streaming,
-    socket: UnixListener,
+    listening: Listening,
     mut signals: Signals,
+    notifier: Notifier,
 ) -> Result<(), ServeError> {
     let metrics = match config.settings.metrics.listen {
         Some(address) => {
@@ -237,28 +284,29 @@ async fn serve_until_signal(
         .add_service(runtime)
         .add_service(image)
         .add_service(bowline_cri::admin::admin_service(pods.clone()));
-    let mut serving = tokio::spawn(server.serve_with_incoming_shutdown(connections(socket), async move {
-        // A dropped sender stops us just as well.
-        let _ = stopped.await;
-    }));
+    let mut serving =
+        tokio::spawn(server.serve_with_incoming_shutdown(connections(listening.socket), async move {
+            // A dropped sender stops us just as well.
+            let _ = stopped.await;
+        }));
     if let Some(listener) = metrics {
         let exporter = bowline_cri::Exporter::new(pods.clone(), env!("CARGO_PKG_VERSION"));
         tokio::spawn(metrics::serve(listener, Arc::new(exporter)));
     }
-    notify("READY=1");
+    notifier.ready(&pods);
+    tokio::spawn(notifier.clone().watch(config.socket.clone()));
+    tokio::spawn(notifier.clone().keep_status(pods.clone()));
 
     let ended_early = tokio::select! {
         ended = &mut serving => Some(ended),
-        name = signals.asked_to_end() => {
+        name = signals.asked_to_end(&pods, &notifier) => {
             tracing::info!(signal = name, "ending; pods go on");
             None
         }
     };
-    notify("STOPPING=1");
+    notifier.say("STOPPING=1\nSTATUS=Ending; pods go on");
     // Clients find nobody at once, instead of a queue that nobody serves.
-    if let Err(error) = fs::remove_file(&config.socket) {
-        tracing::debug!(%error, "the socket was removed by somebody else");
-    }
+    drop(listening.file);
     if ended_early.is_none() {
         // Streams of events end by themselves only with us.
         pods.end_events();
@@ -319,7 +367,7 @@ struct SocketFile(PathBuf);
 impl Drop for SocketFile {
     fn drop(&mut self) {
         if let Err(error) = fs::remove_file(&self.0) {
-            tracing::debug!(%error, "the socket for NRI plugins was removed by somebody else");
+            tracing::debug!(%error, path = %self.0.display(), "the socket was removed by somebody else");
         }
     }
 }
@@ -401,6 +449,17 @@ async fn watch_network(cni: Arc<Cni>) {
     }
 }
 
+/// SIGHUP: looks at the network's configuration now instead of in a few seconds. Nothing else is read again.
+async fn reload(pods: &Pods, notifier: &Notifier) {
+    notifier.reloading();
+    let cni = pods.cni().clone();
+    if let Ok(true) = tokio::task::spawn_blocking(move || cni.reload_if_changed()).await {
+        tracing::info!(status = ?pods.cni().status(), "the network configuration changed");
+    }
+    tracing::info!("SIGHUP: the network configuration was looked at; any other change needs a restart");
+    notifier.ready(pods);
+}
+
 /// The signals that we act on.
 struct Signals {
     term: Signal,
@@ -418,13 +477,13 @@ impl Signals {
     }
 
     /// Waits for one that asks us to end.
-    async fn asked_to_end(&mut self) -> &'static str {
+    async fn asked_to_end(&mut self, pods: &Pods, notifier: &Notifier) -> &'static str {
         loop {
             tokio::select! {
                 _ = self.term.recv() => return "SIGTERM",
                 _ = self.int.recv() => return "SIGINT",
-                // Closing a terminal must not end a node's runtime; and there is nothing to read again.
-                _ = self.hup.recv() => tracing::info!("SIGHUP does nothing; a new configuration needs a restart"),
+                // Closing a terminal must not end a node's runtime.
+                _ = self.hup.recv() => reload(pods, notifier).await,
             }
         }
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bowline_cri_proto::v1;
 use bowline_cri_proto::v1::runtime_service_server::RuntimeService;
-use bowline_pods::Pods;
+use bowline_pods::{CgroupDriver, Pods};
 use bowline_streaming::Streaming;
 use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
@@ -53,7 +53,11 @@ impl RuntimeService for RuntimeCalls {
         _: Request<v1::RuntimeConfigRequest>,
     ) -> Answer<v1::RuntimeConfigResponse> {
         answer("RuntimeConfig", async {
-            let linux = v1::LinuxRuntimeConfiguration { cgroup_driver: v1::CgroupDriver::Cgroupfs.into() };
+            let driver = match self.pods.cgroup_driver().driver {
+                CgroupDriver::Cgroupfs => v1::CgroupDriver::Cgroupfs,
+                CgroupDriver::Systemd => v1::CgroupDriver::Systemd,
+            };
+            let linux = v1::LinuxRuntimeConfiguration { cgroup_driver: driver.into() };
             Ok(v1::RuntimeConfigResponse { linux: Some(linux) })
         })
         .await

@@ -23,7 +23,10 @@ pub(crate) fn status(pods: &Pods, server: &ServerInfo, verbose: bool) -> v1::Sta
         info: match verbose {
             true => {
                 let abilities = (&pods.checkpoint_ability(), pods.apparmor());
-                info(server, &pods.cni().status(), abilities, &pods.plugins().0)
+                let mut info = info(server, &pods.cni().status(), abilities, &pods.plugins().0);
+                let driver = pods.cgroup_driver();
+                info.insert("cgroupDriver".to_owned(), format!("{}: {}", driver.driver, driver.why));
+                info
             }
             false => BTreeMap::new(),
         },

@@ -6,6 +6,7 @@
 pub mod bpf;
 pub mod clone;
 pub mod exec;
+pub mod inherited;
 pub mod message;
 pub mod mount;
 pub mod netlink;

@@ -17,6 +17,7 @@ use crate::apparmor::{Apparmor, ApparmorConfig, ApparmorState};
 use crate::attach::{AttachCall, Attached, attach};
 use crate::checkpoint::{self, Ability, CheckpointConfig, PodRestore, Restored};
 use crate::connect::{Connection, connect};
+use crate::driver::{CgroupDriver, ChosenDriver};
 use crate::error::doing;
 use crate::events::Subscription;
 use crate::exec::{ExecCall, ExecOutput, Running, exec, exec_sync};
@@ -50,6 +51,8 @@ pub struct PodsConfig {
     pub apparmor: ApparmorConfig,
     /// Plugins; `None`: nobody is ever asked.
     pub nri: Option<NriConfig>,
+    /// Who makes pods' cgroups.
+    pub cgroup_driver: ChosenDriver,
 }
 
 /// The size of /dev/shm that every peer gives.
@@ -71,6 +74,7 @@ impl PodsConfig {
             checkpoint: CheckpointConfig::default(),
             apparmor: ApparmorConfig::default(),
             nri: None,
+            cgroup_driver: ChosenDriver::of_default(),
         }
     }
 }
@@ -111,7 +115,9 @@ impl Pods {
                 Shared::new(config, store, images, cni, host, apparmor, program, base, null, users, instance);
             let monitors =
                 std::ffi::CString::new(shared.monitors_cgroup()).map_err(doing("name a cgroup"))?;
-            for root in &shared.host.roots {
+            // In a scope each monitor has a place of its own.
+            let own = shared.config.cgroup_driver.driver == CgroupDriver::Cgroupfs;
+            for root in shared.host.roots.iter().filter(|_| own) {
                 use std::os::fd::AsFd as _;
                 bowline_launch::make_cgroup(root.as_fd(), &monitors)
                     .map_err(doing("make the monitors' cgroup"))?;
@@ -161,6 +167,21 @@ impl Pods {
     /// Whether every record could be read. If not, nothing that an unread one may refer to may be reclaimed.
     pub fn all_records_read(&self) -> bool {
         !self.0.unreadable.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
+    /// Who makes pods' cgroups.
+    pub fn cgroup_driver(&self) -> &ChosenDriver {
+        &self.0.config.cgroup_driver
+    }
+
+    /// Scopes of this daemon that no pod is in, at this moment; a pod that comes or goes may have one too. None with
+    /// another driver than systemd.
+    pub async fn scopes_without_a_pod(&self) -> Result<Vec<String>, PodError> {
+        if self.cgroup_driver().driver != CgroupDriver::Systemd {
+            return Ok(Vec::new());
+        }
+        let found = crate::scope::strangers(&self.0, || self.0.known_pods()).await?;
+        Ok(found.into_iter().map(|(scope, _)| scope).collect())
     }
 
     /// The network.

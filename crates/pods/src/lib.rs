@@ -11,6 +11,7 @@
 //! container's stop never holds up another's start; only the actor changes the pod's state.
 //!
 //! - [`run_pod`]: bringing a pod up, each step beside its undo
+//! - [`driver`], [`scope`]: where a pod's cgroup is, and systemd's part in that
 //! - [`actor`]: the loop, and the life of containers
 //! - [`create`], [`start`]: from a spec to a plan to a launch
 //! - [`checkpoint`]: containers as files, and back
@@ -30,6 +31,7 @@ mod checkpoint;
 mod connect;
 mod create;
 mod devices;
+mod driver;
 mod error;
 mod events;
 mod exec;
@@ -44,6 +46,7 @@ mod operations;
 mod paths;
 mod recover;
 mod run_pod;
+mod scope;
 mod shared;
 mod start;
 mod stats;
@@ -58,6 +61,7 @@ pub use apparmor::{ApparmorConfig, ApparmorState, DEFAULT_PROFILE, look as look_
 pub use attach::{AttachCall, Attached, InputCloser, Parting};
 pub use checkpoint::{Ability, CheckpointConfig, Criu, PodRestore, Restored};
 pub use connect::Connection;
+pub use driver::{CgroupDriver, ChosenDriver, DriverWish};
 pub use error::{PodError, chain};
 pub use events::{NextEvent, PodEvent, PodEventKind, Subscription};
 pub use exec::{ExecCall, ExecOutput, Running, Streams};

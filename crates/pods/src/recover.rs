@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::actor::{self, exit_without_monitor, kill_leftovers};
+use crate::driver::{self, CgroupDriver};
 use crate::error::doing;
 use crate::monitor::{Heard, Monitor};
 use crate::shared::{Shared, blocking, now};
@@ -33,6 +34,7 @@ pub(crate) async fn recover(shared: &Arc<Shared>) -> Result<(), PodError> {
         tracing::error!(error = %crate::chain(bad), "a record cannot be read; what it stands for is left alone");
     }
     shared.unreadable.store(!loaded.bad.is_empty(), std::sync::atomic::Ordering::Relaxed);
+    warn_of_another_driver(shared, &loaded.pods);
     let mut pods = JoinSet::new();
     for (record, containers) in loaded.pods {
         shared.seen_created(record.created_at);
@@ -56,11 +58,28 @@ pub(crate) async fn recover(shared: &Arc<Shared>) -> Result<(), PodError> {
     Ok(())
 }
 
+/// They are managed as any, but the kubelet makes the groups above them in the way of one driver.
+fn warn_of_another_driver(shared: &Shared, pods: &[(PodRecord, Vec<ContainerRecord>)]) {
+    let driver = shared.config.cgroup_driver.driver;
+    let other = pods.iter().filter(|(record, _)| {
+        let scope = driver::slice_of(&record.cgroup, &record.id).is_some();
+        record.boot == shared.host.boot && !record.cleaned && scope != (driver == CgroupDriver::Systemd)
+    });
+    match other.count() {
+        0 => {}
+        count => tracing::warn!(
+            count,
+            "pods of another cgroup driver than {driver} are still there; drain the node when the driver changes"
+        ),
+    }
+}
+
 /// What stands in the state folder or on the network for no pod at all.
 async fn sweep(shared: &Arc<Shared>) {
     let shared = shared.clone();
+    crate::scope::sweep(&shared).await;
     let swept = tokio::task::spawn_blocking(move || {
-        let known: Vec<String> = shared.views.pods().iter().map(|pod| pod.id.to_string()).collect();
+        let known = shared.known_pods();
         for entry in std::fs::read_dir(shared.config.state.join("pods")).into_iter().flatten().flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
             let Ok(id) = bowline_model::SandboxId::parse(&name) else { continue };

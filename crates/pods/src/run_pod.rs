@@ -6,6 +6,9 @@
 //!   network namespace ----------------+-- start and set up monitor --+-- commit --------------------+
 //! ```
 //!
+//! With the systemd driver the monitor's scope is made between its start and its set-up (`scope.rs`), while the network
+//! is attached.
+//!
 //! What stands below one another runs side by side. Whatever fails, [`undo`] takes down what may be there, in reverse; every part of
 //! it is harmless for what is not there. If the network cannot be given back, the sandbox stays, NOTREADY, so that
 //! its client stops and removes it later.
@@ -15,6 +18,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 
 use bowline_cni::{PodNetworkRequest, PodRef};
+use bowline_linux::clone::Cloned;
 use bowline_model::SandboxId;
 use bowline_model::spec::{IdMapping, NamespaceMode, PodSpec, Protocol};
 use bowline_monitor_proto::{Answer, IdRange, MonitorCgroup, Request, Setup, UserSetup};
@@ -22,12 +26,13 @@ use bowline_nri::Ticket;
 use bowline_store::{NetworkRecord, PodLife, PodRecord, VERSION};
 use tokio::sync::mpsc;
 
+use crate::driver::CgroupDriver;
 use crate::error::doing;
 use crate::files::{self, PodFiles};
 use crate::monitor::{self, Heard, Monitor};
 use crate::operations::stage;
 use crate::shared::{Shared, blocking};
-use crate::{PodError, netns};
+use crate::{PodError, driver, netns, scope};
 
 /// A pod that is up.
 pub(crate) struct Up {
@@ -47,7 +52,9 @@ pub(crate) async fn bring_up(
     id: &SandboxId,
     spec: &Arc<PodSpec>,
 ) -> Result<Up, (PodError, Option<PodRecord>)> {
-    let cgroup = cgroup_of(shared, id, spec);
+    let driver = shared.config.cgroup_driver.driver;
+    let cgroup = driver::pod_cgroup(driver, &shared.cgroup_root(), &spec.cgroup_parent, id);
+    let cgroup = cgroup.map_err(|error| (error, None))?;
     let record = PodRecord {
         version: VERSION,
         boot: shared.host.boot.clone(),
@@ -58,7 +65,8 @@ pub(crate) async fn bring_up(
         cleaned: false,
         network: None,
         monitor: 0,
-        cgroup_made: missing_folders(shared, &cgroup),
+        // Of a scope those above it: it is systemd's, and goes with its unit.
+        cgroup_made: missing_folders(shared, driver::slice_of(&cgroup, id).unwrap_or(&cgroup)),
         resources: Default::default(),
         cgroup,
     };
@@ -97,11 +105,6 @@ pub(crate) async fn undo(shared: &Arc<Shared>, mut record: PodRecord) -> Option<
             Some(record)
         }
     }
-}
-
-fn cgroup_of(shared: &Shared, id: &SandboxId, spec: &PodSpec) -> String {
-    let parent = spec.cgroup_parent.trim_matches('/');
-    if parent.is_empty() { format!("{}/{id}", shared.cgroup_root()) } else { parent.to_owned() }
 }
 
 /// How many folders at the end of a cgroup path are in no hierarchy yet: these go again with the pod.
@@ -210,9 +213,15 @@ async fn monitor_with_setup(
     files: &PodFiles,
     network: Option<&OwnedFd>,
 ) -> Result<(Uncommitted, mpsc::Receiver<Heard>, i32), PodError> {
-    let (monitor, heard, pid) = start_monitor(shared, &record.id).await?;
+    let (monitor, heard, process) = start_monitor(shared, &record.id).await?;
     // The task that listens to the monitor keeps the connection; only hanging up ends both.
     let uncommitted = Uncommitted { monitor, armed: true };
+    let pid = process.pid;
+    // Before it has children, which are born where it is.
+    let entered = scope::enter(shared, record, pid).await;
+    // Only now: until it is waited for, its number is nobody else's.
+    monitor::reap(process);
+    entered?;
     set_up(shared, record, &uncommitted.monitor, files, network).await?;
     Ok((uncommitted, heard, pid))
 }
@@ -241,11 +250,17 @@ impl Drop for Uncommitted {
 async fn start_monitor(
     shared: &Arc<Shared>,
     id: &SandboxId,
-) -> Result<(Arc<Monitor>, mpsc::Receiver<Heard>, i32), PodError> {
+) -> Result<(Arc<Monitor>, mpsc::Receiver<Heard>, Cloned), PodError> {
     let _stage = stage("start the monitor");
     let (process, socket) = {
         let (shared, id) = (shared.clone(), id.to_string());
+        let driver = shared.config.cgroup_driver.driver;
         blocking("start the pod's monitor", move || {
+            // systemd takes it from where we are into its scope.
+            if driver == CgroupDriver::Systemd {
+                let started = shared.program.start(&id, shared.null.as_fd(), None);
+                return started.map_err(doing("start the pod's monitor"));
+            }
             let cgroup = shared.monitors_folder().map_err(doing("open the monitors' cgroup"))?;
             let cgroup = cgroup.as_ref().map(|folder| folder.as_fd());
             let started = shared.program.start(&id, shared.null.as_fd(), cgroup);
@@ -253,11 +268,9 @@ async fn start_monitor(
         })
         .await?
     };
-    let pid = process.pid;
-    monitor::reap(process);
     let (send, heard) = mpsc::channel(EVENTS);
     let monitor = Monitor::attach(socket, send).map_err(doing("talk to the pod's monitor"))?;
-    Ok((monitor, heard, pid))
+    Ok((monitor, heard, process))
 }
 
 /// CNI ADD, for a pod with a network of its own.

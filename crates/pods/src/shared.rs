@@ -1,6 +1,6 @@
 //! What all actors share.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::AsFd as _;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -14,6 +14,7 @@ use bowline_model::spec::PodMetadata;
 use bowline_nri::Nri;
 use bowline_plan::seccomp::SeccompCache;
 use bowline_store::Store;
+use bowline_systemd::Systemd;
 use tokio::sync::Notify;
 
 use crate::actor::ActorHandle;
@@ -62,6 +63,10 @@ pub(crate) struct Shared {
     pub dying_links: Notify,
     /// Network namespaces of pods that are down, kept until their links are gone too.
     pub dying_namespaces: Mutex<Vec<OwnedFd>>,
+    /// systemd, for pods whose cgroup is a scope.
+    pub systemd: Systemd,
+    /// Written while a slice is forgotten, read while a scope is made.
+    pub slices: tokio::sync::RwLock<()>,
     /// Some record could not be read: what it may refer to is kept.
     pub unreadable: std::sync::atomic::AtomicBool,
     last_created: AtomicI64,
@@ -117,6 +122,8 @@ impl Shared {
             spare_network: crate::netns::Spare::default(),
             dying_links: Notify::new(),
             dying_namespaces: Mutex::default(),
+            systemd: Systemd::default(),
+            slices: tokio::sync::RwLock::default(),
             unreadable: std::sync::atomic::AtomicBool::new(false),
             last_created: AtomicI64::new(0),
         }
@@ -160,6 +167,11 @@ impl Shared {
             }
             other => Ok(Some(other?)),
         }
+    }
+
+    /// The ids of all pods.
+    pub fn known_pods(&self) -> HashSet<String> {
+        self.views.pods().iter().map(|pod| pod.id.to_string()).collect()
     }
 
     /// The cgroup folder that holds everything of this daemon, below the root of each hierarchy.

@@ -60,6 +60,7 @@ async fn end_processes(
         // A monitor that is gone already has ended its processes.
         let _ = monitor.call(Request::Shutdown, &[]).await;
     }
+    crate::scope::leave(shared, record).await?;
     let (shared, record, containers) = (shared.clone(), record.clone(), containers.to_vec());
     blocking("clean up after the pod", move || {
         for container in &containers {
@@ -116,6 +117,9 @@ fn kill(shared: &Shared, unified: Option<usize>, name: &CString) {
 /// Removes the pod's own cgroup folder. Of a parent that the client named, only what was not there before the pod goes,
 /// and only if nobody else has put something there since.
 fn remove_pod_cgroup(shared: &Shared, record: &PodRecord) -> Result<(), PodError> {
+    if crate::driver::slice_of(&record.cgroup, &record.id).is_some() {
+        return Ok(());
+    }
     if record.spec.cgroup_parent.trim_matches('/').is_empty() {
         return remove_cgroups(shared, &record.cgroup);
     }

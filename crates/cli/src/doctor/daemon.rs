@@ -55,8 +55,10 @@ async fn conditions(client: &Client) -> Vec<Finding> {
             let answer = answer.into_inner();
             let conditions = answer.status.unwrap_or_default().conditions;
             let checkpoint = answer.info.get("checkpoint").map(|text| checkpoint(text));
+            let driver = answer.info.get("cgroupDriver");
+            let driver = driver.map(|text| Finding::ok("daemon", "cgroup driver", text.as_str()));
             let apparmor = answer.info.get("apparmor").map(|text| apparmor(text));
-            conditions.into_iter().map(condition).chain(checkpoint).chain(apparmor).collect()
+            conditions.into_iter().map(condition).chain(driver).chain(checkpoint).chain(apparmor).collect()
         }
         Err(status) => vec![Finding::not_ok("daemon", "status", Health::Wrong, status.message(), "")],
     }

@@ -104,6 +104,10 @@ fn cgroups() -> Vec<Finding> {
         ),
     };
     let mut findings = vec![mode];
+    if let Ok(chosen) = bowline_pods::ChosenDriver::on_this_machine(bowline_pods::DriverWish::Auto) {
+        let detail = format!("{}: {}", chosen.driver, chosen.why);
+        findings.push(Finding::ok(AREA, "driver unless configured", detail));
+    }
     for (names, health, consequence) in CONTROLLERS {
         let there = names.iter().find(|name| layout.find(name).is_some());
         findings.push(match there {

@@ -61,9 +61,16 @@ fn instance(pods: &Pods) -> String {
 }
 
 async fn look_at(pods: &Pods) -> Result<Look, Status> {
+    let scopes = pods.scopes_without_a_pod().await;
     let pods = pods.clone();
     let look = tokio::task::spawn_blocking(move || look(&pods));
-    look.await.map_err(|error| Status::internal(format!("the look around died: {error}")))
+    let look = look.await.map_err(|error| Status::internal(format!("the look around died: {error}")));
+    let mut look = look?;
+    match scopes {
+        Ok(scopes) => look.found.extend(scopes.into_iter().map(|scope| ("scope", scope, String::new()))),
+        Err(error) => look.unseen.push(format!("scopes: {}", chain(&error))),
+    }
+    Ok(look)
 }
 
 fn look(pods: &Pods) -> Look {
