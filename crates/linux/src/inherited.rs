@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// An error where there is another thread already, which might be reading the environment.
 pub fn take_variables<const N: usize>(names: [&str; N]) -> io::Result<[Option<OsString>; N]> {
     alone()?;
-    let found = names.map(|name| std::env::var_os(name));
+    let found = names.map(std::env::var_os);
     for name in names {
         // SAFETY: this is the only thread of the process, as was just seen, and it cannot start one in between: nobody
         // reads or writes the environment meanwhile.
