@@ -14,7 +14,12 @@ pub fn build(release: bool) -> Result<PathBuf> {
     install::for_build()?;
     let profile = if release { "release" } else { "debug" };
     let folder = target().join(profile);
-    cargo(&["build", "-p", "bowline"], release, &[])?;
+    // What is shipped is built by itself. What is tested has the features of the whole workspace, as the tests have: with two
+    // sets of features every dependency would be compiled twice.
+    match release {
+        true => cargo(&["build", "-p", "bowline"], true, &[])?,
+        false => cargo(&["build", "--workspace", "--bin", "bowline"], false, &[])?,
+    }
     // The monitor is small only when it is static, and optimised for size whatever the rest is; the helper must run in
     // an image that holds nothing else.
     for package in ["bowline-monitor", "bowline-check-helper"] {

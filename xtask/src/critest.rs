@@ -15,7 +15,7 @@ pub fn critest(args: &[String]) -> Result<()> {
     let critest = program()?;
     install::for_pods()?;
     let programs = build::build(false)?;
-    build::cargo(&["build", "-p", "bowline-tests", "--bin", "with-daemon"], false, &[])?;
+    build::cargo(&["build", "--workspace", "--bin", "with-daemon"], false, &[])?;
     let (own, passed) = split(args);
     let critest = critest.to_str().context("the path of critest is strange")?;
     let mut command = Command::new(build::target().join("debug/with-daemon"));

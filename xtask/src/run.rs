@@ -11,7 +11,7 @@ use crate::{build, install, limit, tidy, vm};
 pub fn demo(args: &[String]) -> Result<()> {
     install::for_pods()?;
     let programs = build::build(args.iter().any(|arg| arg == "--release"))?;
-    build::cargo(&["build", "-p", "bowline-tests", "--bin", "demo"], false, &[])?;
+    build::cargo(&["build", "--workspace", "--bin", "demo"], false, &[])?;
     let demo = build::target().join("debug/demo");
     let status = Command::new(demo).env("BOWLINE_PROGRAMS", programs).status().context("run the demo")?;
     if status.success() { Ok(()) } else { bail!("the demo failed") }
@@ -36,7 +36,7 @@ pub fn test(args: &[String]) -> Result<()> {
 
 /// `bowline check` against a daemon of our own.
 fn check(programs: &str, quick: bool) -> Result<()> {
-    build::cargo(&["build", "-p", "bowline-tests", "--bin", "check-own"], false, &[])?;
+    build::cargo(&["build", "--workspace", "--bin", "check-own"], false, &[])?;
     let mut command = Command::new(build::target().join("debug/check-own"));
     command.env("BOWLINE_PROGRAMS", programs);
     if quick {

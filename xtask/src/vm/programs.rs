@@ -67,7 +67,7 @@ pub fn disk(cache: &Path, options: &Options) -> Result<ProgramsDisk> {
     let folder = build::build(false)?;
     let mut programs: Vec<PathBuf> =
         ["bowline", "bowline-monitor", "bowline-check-helper"].map(|name| folder.join(name)).into();
-    build::cargo(&["build", "-p", "bowline-tests", "--bins"], false, &[])?;
+    build::cargo(&["build", "--workspace", "--bins"], false, &[])?;
     programs.extend(
         ["check-own", "with-daemon", "without-syscall", "demo"]
             .map(|name| build::target().join("debug").join(name)),
