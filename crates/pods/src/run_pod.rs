@@ -367,8 +367,9 @@ async fn set_up(
         .iter()
         .map(|(name, value)| Ok((text(name.replace('.', "/"))?, text(value.clone())?)));
     let monitors = text(shared.monitors_cgroup())?;
-    // Where somebody else has made it, the kubelet as a rule, there is nothing to do in advance.
-    let group = if record.cgroup_made > 0 { record.cgroup.clone() } else { String::new() };
+    // Where somebody else has made it, the kubelet as a rule, or systemd, there is nothing to do in advance.
+    let ours = record.cgroup_made > 0 && driver::slice_of(&record.cgroup, &record.id).is_none();
+    let group = if ours { record.cgroup.clone() } else { String::new() };
     // It is born in the folder of cgroup v2.
     let unified = shared.host.layout.unified();
     let joined = (0..shared.host.roots.len() as u8).filter(|hierarchy| Some(*hierarchy) != unified);
