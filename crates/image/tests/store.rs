@@ -116,6 +116,8 @@ async fn what_a_crash_leaves_is_swept_at_the_next_start() {
     let name = registry.push("kept", "latest", &image("kept").build());
     let node = Node::new().await;
     let pulled = node.pull(&name).await;
+    // What is written after the answer is not a crash's.
+    node.wait_until_flushed().await;
     let clean = node.content();
     let root = node.config.root.clone();
     let nowhere = "ab".repeat(12);
