@@ -67,11 +67,12 @@ pub fn disk(cache: &Path, options: &Options) -> Result<ProgramsDisk> {
     let folder = build::build(false)?;
     let mut programs: Vec<PathBuf> =
         ["bowline", "bowline-monitor", "bowline-check-helper"].map(|name| folder.join(name)).into();
-    build::cargo(&["build", "--workspace", "--bins"], false, &[])?;
-    programs.extend(
-        ["check-own", "with-daemon", "without-syscall", "demo"]
-            .map(|name| build::target().join("debug").join(name)),
-    );
+    let own = ["check-own", "with-daemon", "without-syscall", "demo"];
+    // By name: all would be the monitor and the helper as well, which are here as static programs.
+    let mut arguments = vec!["build", "--workspace"];
+    arguments.extend(own.iter().flat_map(|name| ["--bin", *name]));
+    build::cargo(&arguments, false, &[])?;
+    programs.extend(own.map(|name| build::target().join("debug").join(name)));
     let tests = tests()?;
 
     let made = ProgramsDisk { folder: cache.join(format!("run-{}", std::process::id())) };
@@ -107,9 +108,10 @@ pub fn disk(cache: &Path, options: &Options) -> Result<ProgramsDisk> {
 fn tests() -> Result<Vec<(String, PathBuf)>> {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(build::root()).stderr(Stdio::inherit());
-    let text =
-        said(command.args(["test", "-p", "bowline-tests", "--tests", "--no-run", "--message-format=json"]))?;
-    let executables = text.lines().filter_map(|line| line.split_once("\"executable\":\""));
+    let text = said(command.args(["test", "--workspace", "--tests", "--no-run", "--message-format=json"]))?;
+    // Those of other packages are not for guests.
+    let own = text.lines().filter(|line| line.contains("/tests/Cargo.toml\""));
+    let executables = own.filter_map(|line| line.split_once("\"executable\":\""));
     let paths = executables.filter_map(|(_, rest)| rest.split_once('"')).map(|(path, _)| PathBuf::from(path));
     // Cargo adds a hash: `takeover-0123456789abcdef`. Unit tests bear the name of their program or library.
     let named = paths.filter_map(|path| {
