@@ -1,7 +1,9 @@
 //! `reset`: gives back what a daemon that has ended keeps on the node for its next start.
 
+use std::ffi::CString;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::os::fd::AsFd as _;
+use std::path::Path;
 
 use bowline_cni::{Cni, CniConfig, InstanceTag};
 use bowline_cri_proto::v1;
@@ -83,33 +85,14 @@ fn lock(folder: &Path) -> Result<Option<fs::File>, Failure> {
 
 /// The empty groups of an instance, in all hierarchies.
 fn remove_cgroups(instance: &str) -> Result<(), Failure> {
-    let text =
-        fs::read_to_string("/proc/self/mountinfo").map_err(|error| Failure::io("read the mounts", error))?;
-    let mounts = text.lines().filter_map(|line| {
-        let (front, back) = line.split_once(" - ")?;
-        back.starts_with("cgroup").then(|| front.split(' ').nth(4).map(PathBuf::from)).flatten()
-    });
-    for mount in mounts {
-        let top = mount.join("bowline");
-        remove_groups(&top.join(instance))
-            .map_err(|error| Failure::io(&format!("remove the cgroups below {}", top.display()), error))?;
+    let (_, roots) = bowline_pods::cgroups().map_err(|error| Failure::io("look for cgroups", error))?;
+    let group = format!("bowline/{instance}");
+    let name = CString::new(group.as_str()).map_err(|error| Failure::io("name a cgroup", error.into()))?;
+    for root in roots {
+        bowline_launch::remove_cgroups(root.as_fd(), &name)
+            .map_err(|error| Failure::io(&format!("remove the cgroups below {group}"), error))?;
         // Another instance may be in it.
-        let _ = fs::remove_dir(top);
+        let _ = rustix::fs::unlinkat(&root, "bowline", rustix::fs::AtFlags::REMOVEDIR);
     }
     Ok(())
-}
-
-/// A folder of a cgroup file system goes with its files, but not with its folders.
-fn remove_groups(group: &Path) -> std::io::Result<()> {
-    let entries = match fs::read_dir(group) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        other => other?,
-    };
-    for entry in entries {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            remove_groups(&entry.path())?;
-        }
-    }
-    fs::remove_dir(group)
 }

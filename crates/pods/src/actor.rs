@@ -244,8 +244,6 @@ pub(crate) fn spawn(shared: Arc<Shared>, id: SandboxId, spec: Arc<PodSpec>) -> A
             Ok(up) => {
                 let actor = Actor::new(shared, spec, up.record, Some((up.monitor, up.heard)), receiver);
                 actor.show();
-                let owner = actor.shared.clone();
-                tokio::task::spawn_blocking(move || owner.spare_network.fill());
                 drop(up.ticket);
                 actor.tell(PodEventKind::Created);
                 actor.tell(PodEventKind::Started);

@@ -256,12 +256,13 @@ async fn start_monitor(
         let (shared, id) = (shared.clone(), id.to_string());
         let driver = shared.config.cgroup_driver.driver;
         blocking("start the pod's monitor", move || {
-            // systemd takes it from where we are into its scope.
-            if driver == CgroupDriver::Systemd {
-                let started = shared.program.start(&id, shared.null.as_fd(), None);
-                return started.map_err(doing("start the pod's monitor"));
-            }
-            let cgroup = shared.monitors_folder().map_err(doing("open the monitors' cgroup"))?;
+            let cgroup = match driver {
+                // systemd takes it from where we are into its scope.
+                CgroupDriver::Systemd => None,
+                CgroupDriver::Cgroupfs => {
+                    shared.monitors_folder().map_err(doing("open the monitors' cgroup"))?
+                }
+            };
             let cgroup = cgroup.as_ref().map(|folder| folder.as_fd());
             let started = shared.program.start(&id, shared.null.as_fd(), cgroup);
             started.map_err(doing("start the pod's monitor"))

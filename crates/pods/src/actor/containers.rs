@@ -332,6 +332,9 @@ impl Actor {
                 }
                 self.happen(id, Event::Started { pid: started.pid, at: started.at });
                 self.answer_start(id, Ok(()));
+                // Now that nobody waits for this pod: beside its other calls it would cost them what it saves the next one.
+                let shared = self.shared.clone();
+                tokio::task::spawn_blocking(move || shared.spare_network.fill());
             }
             Err((exit, error)) => {
                 self.happen(id, Event::StartFailed { exit });

@@ -87,14 +87,21 @@ async fn what_is_broken_off_unread_holds_up_nobody() {
     let (mut unread, mut breaker) = client.open(named("stdout")).await.unwrap();
     let (mut error, _error) = client.open(named("error")).await.unwrap();
     let (mut stdout, mut status) = (new.recv().await.unwrap(), new.recv().await.unwrap());
-    let flood =
-        tokio::spawn(
-            async move { while stdout.outgoing.send(Bytes::from(vec![7u8; 32 << 10])).await.is_ok() {} },
-        );
-    // The client's end of the connection waits for a reader now.
+    let sent = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let count = sent.clone();
+    let flood = tokio::spawn(async move {
+        while stdout.outgoing.send(Bytes::from(vec![7u8; 32 << 10])).await.is_ok() {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    });
     unread.next().await.unwrap();
-    while unread.queued() < crate::mux::QUEUE {
-        tokio::task::yield_now().await;
+    // Until nothing moves any more: the client's end of the connection waits for a reader.
+    let mut before = usize::MAX;
+    while unread.queued() < crate::mux::QUEUE || before != sent.load(Ordering::Relaxed) {
+        before = sent.load(Ordering::Relaxed);
+        for _ in 0..1000 {
+            tokio::task::yield_now().await;
+        }
     }
     breaker.reset().await.unwrap();
     flood.await.unwrap();
