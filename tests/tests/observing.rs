@@ -119,9 +119,8 @@ fn events_tell_a_whole_life_in_order_and_go_on_after_a_restart() {
     });
     // A reader that waits for ever must not keep the daemon from ending.
     let reader = runtime.block_on(async { listen(&Client::connect(&daemon).await).await });
-    let began = std::time::Instant::now();
     daemon.stop();
-    assert!(began.elapsed() < Duration::from_secs(4), "the daemon waited for a reader of events");
+    assert!(!daemon.log().contains("cut off"), "the daemon waited for a reader of events: {}", daemon.log());
     drop(reader);
 }
 

@@ -312,6 +312,7 @@ async fn serve_until_signal(
         pods.end_events();
         let _ = stop.send(());
         if tokio::time::timeout(DRAIN, &mut serving).await.is_err() {
+            tracing::warn!(seconds = DRAIN.as_secs(), "calls that had not ended are cut off");
             serving.abort();
         }
     }

@@ -61,7 +61,10 @@ async fn timeout(node: Node) -> Result<()> {
     refused(answer, &[Code::DeadlineExceeded], "a command past its limit")?;
     let took = started.elapsed();
     ensure!(took >= Duration::from_millis(900), "returned after {took:?}, before the limit");
-    ensure!(took < Duration::from_secs(4), "returned after {took:?}, long after the limit");
+    ensure!(
+        took < crate::patience::at_most(Duration::from_secs(8)),
+        "returned after {took:?}, long after the limit"
+    );
     let left: Vec<u32> =
         container.host_pids().into_iter().filter(|pid| *pid != main && host::alive(*pid)).collect();
     ensure!(left.is_empty(), "when the call returned, {} processes of the command lived", left.len());

@@ -79,7 +79,7 @@ async fn whole_records(node: Node) -> Result<()> {
         // Several looks for each question about the state: it is the reader that is tried here. The kernel shows a
         // write page by page, so a record may be half there for an instant; one that stays half was written so.
         for _ in 0..20 {
-            let patience = Instant::now() + crate::patience::at_most(Duration::from_millis(50));
+            let patience = Instant::now() + crate::patience::at_most(Duration::from_secs(1));
             file.read_to_end(&mut text)?;
             while !text.is_empty() && !text.ends_with(b"\n") {
                 ensure!(Instant::now() < patience, "half a record stays at byte {}", text.len());
@@ -193,19 +193,17 @@ async fn flood(node: Node) -> Result<()> {
     const LINES: usize = 1_048_576;
     let words = ["numbers", "out", "1048576", "100"];
     let container: Ctr = node.pod("flood").run().await?.container("main").cmd(&words).start().await?;
+    let mut lists = 0u32;
     until("the end of the flood", Duration::from_secs(80), async || {
-        let started = Instant::now();
         node.list_containers(v1::ContainerFilter::default()).await?;
-        ensure!(
-            started.elapsed() < crate::patience::at_most(Duration::from_secs(1)),
-            "a list took {:?}",
-            started.elapsed()
-        );
         let status = container.status().await?;
         let done = status.state == v1::ContainerState::ContainerExited as i32;
+        lists += u32::from(!done);
         Ok(if done { Found::Yes(()) } else { Found::Not("still writing".to_owned()) })
     })
     .await?;
+    // A list that waits for the log answers once, when all has been written.
+    ensure!(lists >= 2, "{lists} lists were answered while 100 MB were written");
     let text = fs::read(container.log_path())?;
     let mut count = 0;
     for (index, line) in text.split_inclusive(|byte| *byte == b'\n').enumerate() {

@@ -103,7 +103,7 @@ fn a_flow_of_datagrams_moves_to_the_next_pod() {
         a.serve_udp("0.0.0.0:53", "a");
         // One socket, hence one flow.
         let client = UdpSocket::bind("127.0.0.1:0").unwrap();
-        client.set_read_timeout(Some(PATIENCE / 10)).unwrap();
+        client.set_read_timeout(Some(PATIENCE / 40)).unwrap();
         let says = || {
             let mut buffer = [0; 16];
             client.send_to(b"?", "127.0.0.1:5353").ok()?;

@@ -16,7 +16,7 @@ use bowline_linux::netns::unshare_network;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 /// No single wait in these tests is longer.
-pub const PATIENCE: Duration = Duration::from_secs(5);
+pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The network namespace of the calling thread.
 pub fn own_netns() -> OwnedFd {
