@@ -48,6 +48,7 @@ mod recover;
 mod run_pod;
 mod scope;
 mod shared;
+mod spare;
 mod start;
 mod stats;
 mod stop_pod;
