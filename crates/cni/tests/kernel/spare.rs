@@ -122,7 +122,6 @@ fn what_no_longer_fits_is_made_anew() {
         cni.check("d", e.netns.as_fd(), None).unwrap();
         drop(d);
         nothing_stays(node, &cni, &[&a, &e]);
-        delete_link("bwt1");
     });
 }
 
