@@ -4,6 +4,7 @@
 //! setting is found on the day it was needed.
 
 mod apparmor;
+mod selinux;
 mod as_text;
 mod error;
 
@@ -25,6 +26,7 @@ use toml::{Table, Value};
 use crate::log::{Format, Level};
 use crate::traces::TracesSettings;
 use apparmor::ApparmorSettings;
+use selinux::SelinuxSettings;
 pub(crate) use error::ConfigError;
 
 /// Read if it is there and `--config` names no other.
@@ -76,6 +78,8 @@ pub(crate) struct Settings {
     pub(crate) checkpoint: CheckpointSettings,
     /// AppArmor.
     pub(crate) apparmor: ApparmorSettings,
+    /// SELinux.
+    pub(crate) selinux: SelinuxSettings,
 }
 
 /// `cgroup_driver`.
@@ -496,6 +500,7 @@ fn finish(settings: Settings) -> Result<Config, ConfigError> {
         }
     }
     settings.apparmor.check()?;
+    settings.selinux.check()?;
     let default_network = match network.enable {
         true => Some(DefaultNetwork {
             subnet: network.subnet,

@@ -356,7 +356,17 @@ fn overlay_options(plan: &LaunchPlan) -> Result<Option<CString>, LaunchError> {
         text.extend_from_slice(value.as_bytes());
     }
     text.extend_from_slice(b",volatile");
+    add_context(&mut text, plan);
     mount_data(text).map(Some)
+}
+
+/// The label of all that is in an overlay. In quotes: a label has commas.
+fn add_context(text: &mut Vec<u8>, plan: &LaunchPlan) {
+    if let Some(label) = &plan.mount_label {
+        text.extend_from_slice(b",context=\"");
+        text.extend_from_slice(label.as_bytes());
+        text.push(b'"');
+    }
 }
 
 /// The layers of an overlay, topmost first.

@@ -166,6 +166,8 @@ wire_struct! {
         pub group: std::ffi::CString,
         /// Make a user namespace, and in it the network, IPC and UTS namespace.
         pub user: Option<UserSetup>,
+        /// SELinux label of /dev/shm.
+        pub mount_label: Option<std::ffi::CString>,
     }
 }
 

@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 
 use crate::actor::{self, ActorHandle, Asked, Command};
 use crate::apparmor::{Apparmor, ApparmorConfig, ApparmorState};
+use crate::selinux::{Selinux, SelinuxConfig, SelinuxState};
 use crate::attach::{AttachCall, Attached, attach};
 use crate::checkpoint::{self, Ability, CheckpointConfig, PodRestore, Restored};
 use crate::connect::{Connection, connect};
@@ -49,6 +50,8 @@ pub struct PodsConfig {
     pub checkpoint: CheckpointConfig,
     /// AppArmor.
     pub apparmor: ApparmorConfig,
+    /// SELinux.
+    pub selinux: SelinuxConfig,
     /// Plugins; `None`: nobody is ever asked.
     pub nri: Option<NriConfig>,
     /// Who makes pods' cgroups.
@@ -73,6 +76,7 @@ impl PodsConfig {
             path_patience: crate::paths::PATIENCE,
             checkpoint: CheckpointConfig::default(),
             apparmor: ApparmorConfig::default(),
+            selinux: SelinuxConfig::default(),
             nri: None,
             cgroup_driver: ChosenDriver::of_default(),
         }
@@ -106,13 +110,16 @@ impl Pods {
             let null = null.map_err(doing("open /dev/null"))?.into();
             let apparmor = Apparmor::set_up(&config.apparmor, &config.state);
             apparmor.tell(&mut host.facts);
+            let selinux = Selinux::set_up(&config.selinux);
+            selinux.tell(&mut host.facts);
             let instance = bowline_cni::InstanceTag::of_root(&config.root).as_str().to_owned();
             let users = crate::user::probe(&config.root, &config.state);
             if let Err(why) = &users {
                 tracing::info!(why, "pods cannot have user namespaces on this node");
             }
+            let modules = (apparmor, selinux);
             let shared =
-                Shared::new(config, store, images, cni, host, apparmor, program, base, null, users, instance);
+                Shared::new(config, store, images, cni, host, modules, program, base, null, users, instance);
             let monitors =
                 std::ffi::CString::new(shared.monitors_cgroup()).map_err(doing("name a cgroup"))?;
             // In a scope each monitor has a place of its own.
@@ -152,6 +159,11 @@ impl Pods {
     /// What the node has of AppArmor.
     pub fn apparmor(&self) -> &ApparmorState {
         self.0.apparmor.state()
+    }
+
+    /// What the node has of SELinux.
+    pub fn selinux(&self) -> SelinuxState {
+        self.0.selinux.state()
     }
 
     /// Whether pods can have user namespaces of their own.

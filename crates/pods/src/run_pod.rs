@@ -55,6 +55,7 @@ pub(crate) async fn bring_up(
     let driver = shared.config.cgroup_driver.driver;
     let cgroup = driver::pod_cgroup(driver, &shared.cgroup_root(), &spec.cgroup_parent, id);
     let cgroup = cgroup.map_err(|error| (error, None))?;
+    let selinux = shared.selinux.label_pod(id, spec).map_err(|error| (error, None))?;
     let record = PodRecord {
         version: VERSION,
         boot: shared.host.boot.clone(),
@@ -68,6 +69,7 @@ pub(crate) async fn bring_up(
         // Of a scope those above it: it is systemd's, and goes with its unit.
         cgroup_made: missing_folders(shared, driver::slice_of(&cgroup, id).unwrap_or(&cgroup)),
         resources: Default::default(),
+        selinux,
         cgroup,
     };
     let mut told = None;
@@ -87,12 +89,16 @@ pub(crate) async fn bring_up(
 pub(crate) async fn undo(shared: &Arc<Shared>, mut record: PodRecord) -> Option<PodRecord> {
     match crate::stop_pod::take_down(shared, &record, None, &[]).await {
         Ok(()) => {
+            let owner = shared.clone();
             let (shared, id) = (shared.clone(), record.id.clone());
             let removed = blocking("remove a pod's record", move || {
                 shared.store.remove_pod(&id).map_err(doing("remove the pod's record"))
             });
-            if let Err(error) = removed.await {
-                tracing::error!(pod = %record.id, error = %crate::chain(&error), "a record is left behind");
+            match removed.await {
+                Ok(()) => owner.selinux.release(&record.id),
+                Err(error) => {
+                    tracing::error!(pod = %record.id, error = %crate::chain(&error), "a record is left behind");
+                }
             }
             None
         }
@@ -229,7 +235,8 @@ async fn monitor_with_setup(
 fn write_names(shared: &Shared, record: &PodRecord) -> Result<(), PodError> {
     let ips = record.network.as_ref().map_or(&[][..], |network| &network.ips);
     let hostname = hostname(shared, &record.id, &record.spec);
-    files::write_names(&shared.config.state, &record.id, &record.spec, &hostname, ips)
+    let label = shared.selinux.own_files(record);
+    files::write_names(&shared.config.state, &record.id, &record.spec, &hostname, ips, label.as_deref())
         .map_err(doing("write the pod's hosts file"))
 }
 
@@ -390,6 +397,7 @@ async fn set_up(
         group: text(group)?,
         user: crate::user::of_pod(&record.spec)
             .map(|user| UserSetup { uids: range(&user.uids), gids: range(&user.gids) }),
+        mount_label: record.selinux.as_ref().map(|labels| text(labels.mount.clone())).transpose()?,
     };
     let mut descriptors =
         vec![shared.base.as_fd(), files.exits.as_fd(), files.listener.as_fd(), shared.null.as_fd()];
