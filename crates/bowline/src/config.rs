@@ -4,9 +4,9 @@
 //! setting is found on the day it was needed.
 
 mod apparmor;
-mod selinux;
 mod as_text;
 mod error;
+mod selinux;
 
 use std::fs;
 use std::io;
@@ -26,8 +26,8 @@ use toml::{Table, Value};
 use crate::log::{Format, Level};
 use crate::traces::TracesSettings;
 use apparmor::ApparmorSettings;
-use selinux::SelinuxSettings;
 pub(crate) use error::ConfigError;
+use selinux::SelinuxSettings;
 
 /// Read if it is there and `--config` names no other.
 const DEFAULT_FILE: &str = "/etc/bowline/config.toml";

@@ -168,18 +168,20 @@ fn mount_step(prepared: &Prepared<'_>, root: BorrowedFd<'_>, index: usize) -> Re
             made.as_fd()
         }
         Source::Layers { .. } => volume::tree(prepared, index, &mut volume)?,
-        Source::New { fstype, name, options } => match new_file_system(fstype, name, options, None, *attr_set) {
-            Ok(tree) => {
-                if fstype.as_c_str() == c"mqueue" {
-                    label_root(prepared, tree.as_fd())?;
+        Source::New { fstype, name, options } => {
+            match new_file_system(fstype, name, options, None, *attr_set) {
+                Ok(tree) => {
+                    if fstype.as_c_str() == c"mqueue" {
+                        label_root(prepared, tree.as_fd())?;
+                    }
+                    made = tree;
+                    made.as_fd()
                 }
-                made = tree;
-                made.as_fd()
+                // Not in this kernel.
+                Err(Errno::NODEV) if *optional => return Ok(()),
+                Err(errno) => return Err(errno),
             }
-            // Not in this kernel.
-            Err(Errno::NODEV) if *optional => return Ok(()),
-            Err(errno) => return Err(errno),
-        },
+        }
     };
     let is_new = matches!(source, Source::New { .. });
     let own = *propagation & !propagation::REC;
@@ -250,7 +252,12 @@ fn label_root(prepared: &Prepared<'_>, tree: BorrowedFd<'_>) -> Result<(), Errno
     let Some(label) = &prepared.request.plan.mount_label else { return Ok(()) };
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let folder = rustix::fs::openat(tree, c".", flags, Mode::empty())?;
-    match rustix::fs::fsetxattr(&folder, c"security.selinux", label.as_bytes(), rustix::fs::XattrFlags::empty()) {
+    match rustix::fs::fsetxattr(
+        &folder,
+        c"security.selinux",
+        label.as_bytes(),
+        rustix::fs::XattrFlags::empty(),
+    ) {
         Err(Errno::NOTSUP) => Ok(()),
         Err(Errno::PERM | Errno::ACCESS) if prepared.launcher.user.is_some() => Ok(()),
         other => other,

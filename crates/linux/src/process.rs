@@ -30,7 +30,8 @@ pub fn close_on_exec_from(first: u32) -> io::Result<()> {
 pub fn new_session_keyring() -> io::Result<()> {
     const JOIN_SESSION_KEYRING: libc::c_int = 1;
     // SAFETY: plain numbers and a null pointer, which stands for "no name"; no memory is read.
-    let ret = unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, std::ptr::null::<u8>(), 0, 0, 0) };
+    let ret =
+        unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, std::ptr::null::<u8>(), 0, 0, 0) };
     if ret >= 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 

@@ -31,9 +31,12 @@ pub struct Unlabelled {
 /// Labels the tree at `root`. What has the label already is not touched, what vanishes meanwhile is passed over.
 pub fn relabel(root: BorrowedFd<'_>, attribute: &CStr, label: &CStr) -> Result<(), Unlabelled> {
     let failed = |doing: &str, errno: Errno| Unlabelled { errno, why: format!("{doing}: {errno}") };
-    let stat = rustix::fs::statat(root, c"", AtFlags::EMPTY_PATH).map_err(|errno| failed("look at it", errno))?;
+    let stat =
+        rustix::fs::statat(root, c"", AtFlags::EMPTY_PATH).map_err(|errno| failed("look at it", errno))?;
     if is_system(&stat) {
-        let why = "SELinux labels of the system's own folders are not changed; give the container another folder".into();
+        let why =
+            "SELinux labels of the system's own folders are not changed; give the container another folder"
+                .into();
         return Err(Unlabelled { errno: Errno::PERM, why });
     }
     match set(root, attribute, label) {
@@ -67,7 +70,8 @@ pub fn relabel(root: BorrowedFd<'_>, attribute: &CStr, label: &CStr) -> Result<(
                 folders.push(Dir::new(below).map_err(|errno| failed(&doing(), errno))?);
             }
             Ok(Some(_)) => {
-                let why = format!("folders lie more than {MAX_DEPTH} deep in it, and their labels are not changed");
+                let why =
+                    format!("folders lie more than {MAX_DEPTH} deep in it, and their labels are not changed");
                 return Err(Unlabelled { errno: Errno::LOOP, why });
             }
             Err(errno) => return Err(failed(&doing(), errno)),
@@ -77,7 +81,12 @@ pub fn relabel(root: BorrowedFd<'_>, attribute: &CStr, label: &CStr) -> Result<(
 }
 
 /// Labels an entry; if it is a folder, here it is.
-fn visit(folder: BorrowedFd<'_>, name: &CStr, attribute: &CStr, label: &CStr) -> Result<Option<OwnedFd>, Errno> {
+fn visit(
+    folder: BorrowedFd<'_>,
+    name: &CStr,
+    attribute: &CStr,
+    label: &CStr,
+) -> Result<Option<OwnedFd>, Errno> {
     // A descriptor for the name alone: neither a device nor a queue notices, and no link is followed.
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let found = match rustix::fs::openat(folder, name, flags, Mode::empty()) {

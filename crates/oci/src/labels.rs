@@ -79,9 +79,7 @@ fn is_single_level(text: &str) -> bool {
 fn is_category_span(text: &str) -> bool {
     let category = |text| number(text, 'c').filter(|number| *number < CATEGORIES);
     match text.split_once('.') {
-        Some((first, last)) => {
-            category(first).zip(category(last)).is_some_and(|(first, last)| first <= last)
-        }
+        Some((first, last)) => category(first).zip(category(last)).is_some_and(|(first, last)| first <= last),
         None => category(text).is_some(),
     }
 }
@@ -121,7 +119,9 @@ impl ContainerContexts {
             Some(value.trim().trim_matches('"'))
         };
         let label = |name: &str| match find(name) {
-            Some(text) => Label::parse(text).map(Some).ok_or_else(|| format!("`{name}`: {text:?} is no label")),
+            Some(text) => {
+                Label::parse(text).map(Some).ok_or_else(|| format!("`{name}`: {text:?} is no label"))
+            }
             None => Ok(None),
         };
         let missing = |name: &str| format!("it has no line `{name} = ..`");
@@ -153,7 +153,8 @@ impl ContainerContexts {
 pub fn check_selinux_options(field: &str, options: &SelinuxOptions) -> Result<(), SpecError> {
     for (name, part) in [("user", &options.user), ("role", &options.role), ("type", &options.r#type)] {
         if !part.is_empty() && !is_word(part) {
-            let reason = format!("{part:?} is no {name} of a label; letters, digits, `_`, `-` and `.` are possible");
+            let reason =
+                format!("{part:?} is no {name} of a label; letters, digits, `_`, `-` and `.` are possible");
             return Err(SpecError::invalid(format!("{field}.{name}"), reason));
         }
     }
@@ -217,7 +218,8 @@ fn labels(contexts: &ContainerContexts, asked: &Asked<'_>, pod_level: &str) -> S
         level: None,
     };
     // A level that was asked for holds for what is privileged too; the pod's own would only hinder it.
-    let process_level = if asked.privileged { or(&options.level, contexts.base_level()) } else { level.clone() };
+    let process_level =
+        if asked.privileged { or(&options.level, contexts.base_level()) } else { level.clone() };
     // Neither own nor default: the policy says what becomes of children of the daemon.
     let unlabelled = asked.host && !asked.privileged && options.r#type.is_empty();
     let mount = Label { user: or(&options.user, &contexts.file.user), ..contexts.file.clone() };

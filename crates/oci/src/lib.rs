@@ -30,7 +30,8 @@ pub use inputs::{
     SelinuxLabels,
 };
 pub use labels::{
-    ContainerContexts, Label, category_pair, check_selinux_options, container_labels, is_empty as selinux_is_empty, pod_labels,
+    ContainerContexts, Label, category_pair, check_selinux_options, container_labels,
+    is_empty as selinux_is_empty, pod_labels,
 };
 pub use mounts::clean_path;
 pub use resources::{linux_resources, merged_resources};

@@ -14,7 +14,6 @@ use tokio::sync::oneshot;
 
 use crate::actor::{self, ActorHandle, Asked, Command};
 use crate::apparmor::{Apparmor, ApparmorConfig, ApparmorState};
-use crate::selinux::{Selinux, SelinuxConfig, SelinuxState};
 use crate::attach::{AttachCall, Attached, attach};
 use crate::checkpoint::{self, Ability, CheckpointConfig, PodRestore, Restored};
 use crate::connect::{Connection, connect};
@@ -26,6 +25,7 @@ use crate::host::Host;
 use crate::monitor::Program;
 use crate::nri::PluginsRuntime;
 use crate::operations::{Operation, Timing};
+use crate::selinux::{Selinux, SelinuxConfig};
 use crate::shared::{Shared, blocking, now, random_id};
 use crate::stats::{self, PodFigures, PodStats, Sources, Stats};
 use crate::view::{ContainerView, PodView, Views};
@@ -159,11 +159,6 @@ impl Pods {
     /// What the node has of AppArmor.
     pub fn apparmor(&self) -> &ApparmorState {
         self.0.apparmor.state()
-    }
-
-    /// What the node has of SELinux.
-    pub fn selinux(&self) -> SelinuxState {
-        self.0.selinux.state()
     }
 
     /// Whether pods can have user namespaces of their own.

@@ -70,8 +70,8 @@ pub use events::{NextEvent, PodEvent, PodEventKind, Subscription};
 pub use exec::{ExecCall, ExecOutput, Running, Streams};
 pub use handle::{Pods, PodsConfig};
 pub use host::{Host, cgroups};
-pub use selinux::{Relabel, SelinuxConfig, SelinuxState, look as look_at_selinux};
 pub use operations::{BOUNDS_MS, Operation, SPANS, Timing};
+pub use selinux::{Relabel, SelinuxConfig, SelinuxState, look as look_at_selinux};
 pub use stats::{
     BlockIo, ContainerFigures, Disk, Figures, GroupStats, HugePages, InterfaceStats, MemoryStats, PodFigures,
     PodStats, Pressure, Psi, PsiLine, Sources, Stats, SwapStats, WritableStats,

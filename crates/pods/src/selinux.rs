@@ -13,7 +13,7 @@ use bowline_model::spec::{ContainerSecurity, NamespaceMode, PodSpec};
 use bowline_oci::{ContainerContexts, NodeFacts, SelinuxLabels};
 use bowline_store::{PodRecord, SelinuxRecord};
 
-use crate::PodError;
+use crate::{PodError, Pods};
 use categories::Categories;
 
 /// Where selinuxfs is on every distribution.
@@ -86,7 +86,12 @@ impl Selinux {
             SelinuxState::NoDefaults(why) => tracing::warn!(why, "containers have no SELinux labels"),
             SelinuxState::On { enforcing } => tracing::debug!(enforcing, "containers have SELinux labels"),
         }
-        Selinux { state, contexts, categories: Categories::new(config.category_range), relabel: config.relabel }
+        Selinux {
+            state,
+            contexts,
+            categories: Categories::new(config.category_range),
+            relabel: config.relabel,
+        }
     }
 
     /// As it is now: the mode may have changed.
@@ -103,7 +108,11 @@ impl Selinux {
     }
 
     /// The labels of a new pod. Its categories are its own until [`release`](Selinux::release).
-    pub(crate) fn label_pod(&self, id: &SandboxId, spec: &PodSpec) -> Result<Option<SelinuxRecord>, PodError> {
+    pub(crate) fn label_pod(
+        &self,
+        id: &SandboxId,
+        spec: &PodSpec,
+    ) -> Result<Option<SelinuxRecord>, PodError> {
         let Some(contexts) = &self.contexts else { return self.unlabelled(spec) };
         let field = "linux.security_context.selinux_options";
         let asked = spec.security.selinux.as_ref().map(|options| {
@@ -126,11 +135,12 @@ impl Selinux {
     }
 
     fn unlabelled(&self, spec: &PodSpec) -> Result<Option<SelinuxRecord>, PodError> {
-        let asks = spec.security.selinux.as_ref().is_some_and(|options| !bowline_oci::selinux_is_empty(options));
+        let asks =
+            spec.security.selinux.as_ref().is_some_and(|options| !bowline_oci::selinux_is_empty(options));
         match &self.state {
-            SelinuxState::NoDefaults(why) if asks => {
-                Err(PodError::Invalid(format!("linux.security_context.selinux_options: no label can be made: {why}")))
-            }
+            SelinuxState::NoDefaults(why) if asks => Err(PodError::Invalid(format!(
+                "linux.security_context.selinux_options: no label can be made: {why}"
+            ))),
             _ => Ok(None),
         }
     }
@@ -173,7 +183,7 @@ impl Selinux {
         labels: &SelinuxLabels,
     ) -> Option<String> {
         let contexts = self.contexts.as_ref()?;
-        if labels.process.is_empty() || labels.process.contains(":spc_t") {
+        if labels.process.is_empty() || labels.process.split(':').nth(2) == Some("spc_t") {
             return None;
         }
         let asked = [&container.selinux, &pod.security.selinux].into_iter().flatten();
@@ -198,6 +208,13 @@ impl Selinux {
             })?;
         }
         Ok(())
+    }
+}
+
+impl Pods {
+    /// What the node has of SELinux.
+    pub fn selinux(&self) -> SelinuxState {
+        self.0.selinux.state()
     }
 }
 
@@ -227,7 +244,10 @@ fn defaults() -> Result<ContainerContexts, String> {
     let own = Path::new(POLICIES).join(policy).join("contexts/lxc_contexts");
     let path = [PathBuf::from(SHARED_CONTEXTS), own.clone()].into_iter().find(|path| path.is_file());
     let path = path.ok_or_else(|| {
-        format!("{} is not there; install the policy's package for containers (container-selinux)", own.display())
+        format!(
+            "{} is not there; install the policy's package for containers (container-selinux)",
+            own.display()
+        )
     })?;
     let text = fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?;
     let contexts = ContainerContexts::parse(&text).map_err(|why| format!("{}: {why}", path.display()))?;

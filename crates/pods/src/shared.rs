@@ -19,7 +19,6 @@ use tokio::sync::Notify;
 
 use crate::actor::ActorHandle;
 use crate::apparmor::Apparmor;
-use crate::selinux::Selinux;
 use crate::checkpoint::Checkpoints;
 use crate::events::Events;
 use crate::handle::PodsConfig;
@@ -27,6 +26,7 @@ use crate::host::Host;
 use crate::monitor::Program;
 use crate::operations::Operations;
 use crate::paths::Paths;
+use crate::selinux::Selinux;
 use crate::stats::{Files, Rates, Usage};
 use crate::view::Views;
 

@@ -9,8 +9,8 @@ use anyhow::{Context as _, Result};
 
 use super::Options;
 use super::base;
-use super::selinux;
 use super::packages::{Packages, said};
+use super::selinux;
 use crate::build;
 
 const INIT: &str = include_str!("guest/init.sh");

@@ -62,7 +62,15 @@ fn compile(folder: &Path, policy: &Path) -> Result<()> {
     sources.push(containers);
     let mut command = with_library(folder, "usr/bin/secilc");
     // Rules about everything break the policy's promises about what is never allowed.
-    command.args(["--mls", "true", "--policyvers", FORMAT, "--disable-neverallow", "--filecontext", "/dev/null"]);
+    command.args([
+        "--mls",
+        "true",
+        "--policyvers",
+        FORMAT,
+        "--disable-neverallow",
+        "--filecontext",
+        "/dev/null",
+    ]);
     said(command.arg("--output").arg(policy).args(&sources)).map(drop)
 }
 

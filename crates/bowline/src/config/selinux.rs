@@ -44,7 +44,9 @@ impl SelinuxSettings {
     pub(super) fn check(&self) -> Result<(), ConfigError> {
         match self.category_range {
             2..=1024 => Ok(()),
-            range => Err(ConfigError::value("selinux.category_range", format!("{range} is not from 2 to 1024"))),
+            range => {
+                Err(ConfigError::value("selinux.category_range", format!("{range} is not from 2 to 1024")))
+            }
         }
     }
 }

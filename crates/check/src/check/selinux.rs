@@ -23,6 +23,7 @@ pub(super) const CASES: &[Case] = &[
     case!("selinux/user-namespace", "K", user_namespace),
     case!("selinux/image-volume", "K", image_volume),
     case!("selinux/info", "K", info),
+    case!("selinux/restart", "S", restart).serial(),
 ];
 
 /// The kernel has it, and the endpoint uses it.
@@ -65,8 +66,10 @@ fn label_of(path: &Path) -> Result<String> {
 
 fn xattr(report: &Report) -> Result<String> {
     let hex = report.get("xattr.security.selinux")?;
-    let digits: Vec<u8> = hex.bytes().filter_map(|digit| (digit as char).to_digit(16)).map(|d| d as u8).collect();
-    let bytes: Vec<u8> = digits.chunks(2).map(|pair| pair.iter().fold(0, |byte, digit| byte << 4 | digit)).collect();
+    let digits: Vec<u8> =
+        hex.bytes().filter_map(|digit| (digit as char).to_digit(16)).map(|d| d as u8).collect();
+    let bytes: Vec<u8> =
+        digits.chunks(2).map(|pair| pair.iter().fold(0, |byte, digit| byte << 4 | digit)).collect();
     Ok(String::from_utf8_lossy(&bytes).trim_end_matches('\0').to_owned())
 }
 
@@ -130,7 +133,10 @@ async fn mounts(node: Node) -> Result<()> {
         let label = xattr(&pod.report(name, &["xattr", path, "security.selinux"]).await?)?;
         ensure!(label.contains(":container_file_t:s0"), "{path}: {label}");
     }
-    let files = pod.report("files", &["write", "/etc/hosts", "1", ";", "write", "/dev/shm/x", "1", ";", "write", "/x", "1"]);
+    let files = pod.report(
+        "files",
+        &["write", "/etc/hosts", "1", ";", "write", "/dev/shm/x", "1", ";", "write", "/x", "1"],
+    );
     files.await?.worked("write")
 }
 
@@ -155,9 +161,12 @@ async fn separation(node: Node) -> Result<()> {
     let folder = node.folder("volume")?;
     std::fs::write(folder.join("secret"), "1")?;
     let words = ["read", "/vol/secret", ";", "write", "/vol/new", "1"];
-    let (one, two) =
-        (node.pod("one").level("s0:c101,c102").run().await?, node.pod("two").level("s0:c103,c104").run().await?);
-    let owner = one.container("owner").mount_as(&folder, "/vol", |mount| mount.selinux_relabel = true).cmd(&words);
+    let (one, two) = (
+        node.pod("one").level("s0:c101,c102").run().await?,
+        node.pod("two").level("s0:c103,c104").run().await?,
+    );
+    let owner =
+        one.container("owner").mount_as(&folder, "/vol", |mount| mount.selinux_relabel = true).cmd(&words);
     let report = owner.report().await?;
     report.is("read", "1")?;
     report.worked("write")?;
@@ -184,7 +193,10 @@ async fn relabel(node: Node) -> Result<()> {
     let words = ["read", "/vol/below/file", ";", "write", "/vol/below/new", "1"];
     let plain = pod.container("plain").mount(&folder, "/vol").cmd(&words);
     plain.report().await?;
-    ensure!(!label_of(&folder)?.contains("container_file_t"), "a volume was relabelled although nobody asked");
+    ensure!(
+        !label_of(&folder)?.contains("container_file_t"),
+        "a volume was relabelled although nobody asked"
+    );
     let spec = pod.container("main").cmd(&words);
     let report = spec.mount_as(&folder, "/vol", |mount| mount.selinux_relabel = true).report().await?;
     report.is("read", "1")?;
@@ -226,7 +238,10 @@ async fn relabel_system(node: Node) -> Result<()> {
     std::fs::write(&hosts, "1")?;
     let spec = pod.container("hosts").mount(&hosts, "/etc/hosts").cmd(&["list", "/etc"]);
     spec.report().await?;
-    ensure!(!label_of(&hosts).unwrap_or_default().contains("container_file_t"), "a file of the client's was relabelled");
+    ensure!(
+        !label_of(&hosts).unwrap_or_default().contains("container_file_t"),
+        "a file of the client's was relabelled"
+    );
     same!(label_of(Path::new("/etc")).unwrap_or_default(), before, "the label of /etc");
     Ok(())
 }
@@ -281,10 +296,25 @@ async fn image_volume(node: Node) -> Result<()> {
     Ok(())
 }
 
+/// A pod keeps its categories over a restart of the daemon, and no later pod gets them.
+async fn restart(node: Node) -> Result<()> {
+    with_labels(&node).await?;
+    let pod = node.pod("before").run().await?;
+    let before = pod.report("before", &["attr"]).await?.get("attr")?.to_owned();
+    super::restart::restart(&node).await?;
+    same!(pod.report("after", &["attr"]).await?.get("attr")?, before.as_str(), "the label after a restart");
+    for name in ["one", "two", "three"] {
+        let label = node.pod(name).run().await?.report("main", &["attr"]).await?.get("attr")?.to_owned();
+        ensure!(label != before, "{label} for another pod");
+    }
+    Ok(())
+}
+
 /// `crictl inspect` shows the labels.
 async fn info(node: Node) -> Result<()> {
     with_labels(&node).await?;
-    let container = node.pod("info").run().await?.container("main").cmd(&["attr", ";", "pause"]).start().await?;
+    let container =
+        node.pod("info").run().await?.container("main").cmd(&["attr", ";", "pause"]).start().await?;
     let label = container.says("attr").await?.get("attr")?.to_owned();
     let request = v1::ContainerStatusRequest { container_id: container.id.clone(), verbose: true };
     let answer = node.runtime().container_status(crate::endpoint::ask(request)).await?.into_inner();

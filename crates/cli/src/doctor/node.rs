@@ -151,7 +151,9 @@ fn selinux() -> Finding {
     let off = |why, consequence| Finding::not_ok("security", "SELinux", Health::Off, why, consequence);
     match bowline_pods::look_at_selinux() {
         SelinuxState::Off(why) => off(why, "labels in requests are ignored"),
-        SelinuxState::NoDefaults(why) => off(why, "containers have no SELinux labels, and those that ask for one are refused"),
+        SelinuxState::NoDefaults(why) => {
+            off(why, "containers have no SELinux labels, and those that ask for one are refused")
+        }
         SelinuxState::On { enforcing: true } => Finding::ok("security", "SELinux", "enforcing"),
         SelinuxState::On { enforcing: false } => Finding::ok("security", "SELinux", "permissive"),
     }

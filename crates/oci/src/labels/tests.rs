@@ -49,8 +49,21 @@ fn levels() {
         assert!(is_level(good), "{good}");
     }
     for bad in [
-        "", "0", "s", "s16", "s0:", "s0,c4,c5", "s0:c1,", "s0:c1024", "s0:c3.c1", "s0:c1,c2:bogus:x", "s0:c+1", "s0-",
-        "s0-s0-s0", "s0:c1\"", "s0:c00001",
+        "",
+        "0",
+        "s",
+        "s16",
+        "s0:",
+        "s0,c4,c5",
+        "s0:c1,",
+        "s0:c1024",
+        "s0:c3.c1",
+        "s0:c1,c2:bogus:x",
+        "s0:c+1",
+        "s0-",
+        "s0-s0-s0",
+        "s0:c1\"",
+        "s0:c00001",
     ] {
         assert!(!is_level(bad), "{bad}");
     }
@@ -76,7 +89,11 @@ fn what_cannot_be_part_of_a_label_names_its_field() {
 }
 
 /// A pod that asks for `pod`, a container that asks for `container`: process label | mount label.
-fn merged(pod: SelinuxOptions, container: Option<SelinuxOptions>, change: fn(&mut PodSpec, &mut ContainerSecurity)) -> String {
+fn merged(
+    pod: SelinuxOptions,
+    container: Option<SelinuxOptions>,
+    change: fn(&mut PodSpec, &mut ContainerSecurity),
+) -> String {
     let mut spec = PodSpec::default();
     let given = if pod.level.is_empty() { "s0:c1,c2".to_owned() } else { pod.level.clone() };
     spec.security.selinux = Some(pod);
@@ -84,7 +101,9 @@ fn merged(pod: SelinuxOptions, container: Option<SelinuxOptions>, change: fn(&mu
     change(&mut spec, &mut security);
     let pids = spec.security.namespaces.pid;
     let labels = container_labels(&contexts(), &spec, (&security, pids), &given);
-    let short = |label: String| label.replace("system_u:system_r:", "").replace("system_u:object_r:container_file_t:", "F:");
+    let short = |label: String| {
+        label.replace("system_u:system_r:", "").replace("system_u:object_r:container_file_t:", "F:")
+    };
     format!("{} | {}", short(labels.process), short(labels.mount))
 }
 
@@ -93,8 +112,10 @@ fn who_gets_which_label() {
     let none = SelinuxOptions::default;
     let keep: fn(&mut PodSpec, &mut ContainerSecurity) = |_, _| {};
     let privileged: fn(&mut PodSpec, &mut ContainerSecurity) = |_, container| container.privileged = true;
-    let host_pids: fn(&mut PodSpec, &mut ContainerSecurity) = |pod, _| pod.security.namespaces.pid = NamespaceMode::Node;
-    let host_ipc: fn(&mut PodSpec, &mut ContainerSecurity) = |pod, _| pod.security.namespaces.ipc = NamespaceMode::Node;
+    let host_pids: fn(&mut PodSpec, &mut ContainerSecurity) =
+        |pod, _| pod.security.namespaces.pid = NamespaceMode::Node;
+    let host_ipc: fn(&mut PodSpec, &mut ContainerSecurity) =
+        |pod, _| pod.security.namespaces.ipc = NamespaceMode::Node;
     let level = |text| options("", "", "", text);
     for (pod, container, change, expected) in [
         (none(), None, keep, "container_t:s0:c1,c2 | F:s0:c1,c2"),
@@ -104,8 +125,18 @@ fn who_gets_which_label() {
         (level("s0:c8,c9"), Some(level("s0:c3,c4")), keep, "container_t:s0:c3,c4 | F:s0:c3,c4"),
         (options("", "", "web_t", ""), None, keep, "web_t:s0:c1,c2 | F:s0:c1,c2"),
         // Its own words stand for the pod's; the level stays the pod's.
-        (options("", "", "web_t", ""), Some(options("", "r_r", "", "")), keep, "system_u:r_r:container_t:s0:c1,c2 | F:s0:c1,c2"),
-        (none(), Some(options("u_u", "", "", "")), keep, "u_u:system_r:container_t:s0:c1,c2 | u_u:object_r:container_file_t:s0:c1,c2"),
+        (
+            options("", "", "web_t", ""),
+            Some(options("", "r_r", "", "")),
+            keep,
+            "system_u:r_r:container_t:s0:c1,c2 | F:s0:c1,c2",
+        ),
+        (
+            none(),
+            Some(options("u_u", "", "", "")),
+            keep,
+            "u_u:system_r:container_t:s0:c1,c2 | u_u:object_r:container_file_t:s0:c1,c2",
+        ),
         (none(), Some(level("s0")), keep, "container_t:s0 | F:s0"),
         (none(), None, privileged, "spc_t:s0 | F:s0:c1,c2"),
         (none(), Some(level("s0:c3,c4")), privileged, "spc_t:s0:c3,c4 | F:s0:c3,c4"),
