@@ -166,8 +166,19 @@ wire_struct! {
         pub group: std::ffi::CString,
         /// Make a user namespace, and in it the network, IPC and UTS namespace.
         pub user: Option<UserSetup>,
-        /// SELinux label of /dev/shm.
-        pub mount_label: Option<std::ffi::CString>,
+        /// SELinux labels of the pod.
+        pub labels: Option<PodLabels>,
+    }
+}
+
+wire_struct! {
+    /// The SELinux labels of a pod.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub struct PodLabels {
+        /// Of /dev/shm and of the init's root.
+        pub mount: std::ffi::CString,
+        /// Of the init, where the policy lets the monitor give it; empty: the monitor's.
+        pub process: std::ffi::CString,
     }
 }
 

@@ -88,7 +88,11 @@ pub fn build(setup: &Setup, descriptors: Vec<OwnedFd>) -> io::Result<Surrounding
         }
     }
     if setup.shm_size > 0 {
-        mount_shm(setup.shm_size, user.as_ref(), setup.mount_label.as_deref())?;
+        mount_shm(
+            setup.shm_size,
+            user.as_ref(),
+            setup.labels.as_ref().map(|labels| labels.mount.as_c_str()),
+        )?;
     }
     match &user {
         None => rustix::process::chdir(setup.layers.as_c_str())?,
@@ -97,7 +101,8 @@ pub fn build(setup: &Setup, descriptors: Vec<OwnedFd>) -> io::Result<Surrounding
             show_kernel(&procfs)?;
         }
     }
-    let init = if setup.shared_pids { Some(crate::init::start(user.as_ref())?) } else { None };
+    let labels = setup.labels.as_ref().map(|labels| (labels, procfs.as_fd()));
+    let init = if setup.shared_pids { Some(crate::init::start(user.as_ref(), labels)?) } else { None };
     Ok(Surroundings { procfs, exits: Exits::new(exits), listener, null, hierarchies, init, user })
 }
 

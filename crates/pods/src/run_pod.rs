@@ -21,7 +21,7 @@ use bowline_cni::{PodNetworkRequest, PodRef};
 use bowline_linux::clone::Cloned;
 use bowline_model::SandboxId;
 use bowline_model::spec::{IdMapping, NamespaceMode, PodSpec, Protocol};
-use bowline_monitor_proto::{Answer, IdRange, MonitorCgroup, Request, Setup, UserSetup};
+use bowline_monitor_proto::{Answer, IdRange, MonitorCgroup, PodLabels, Request, Setup, UserSetup};
 use bowline_nri::Ticket;
 use bowline_store::{NetworkRecord, PodLife, PodRecord, VERSION};
 use tokio::sync::mpsc;
@@ -381,6 +381,12 @@ async fn set_up(
     // It is born in the folder of cgroup v2.
     let unified = shared.host.layout.unified();
     let joined = (0..shared.host.roots.len() as u8).filter(|hierarchy| Some(*hierarchy) != unified);
+    let labels = record.selinux.as_ref().map(|labels| {
+        Ok::<_, PodError>(PodLabels {
+            mount: text(labels.mount.clone())?,
+            process: text(labels.process.clone())?,
+        })
+    });
     let setup = Setup {
         sandbox: record.id.to_string(),
         layers: text(format!("{}/images/layers", crate::base::STORE))?,
@@ -397,7 +403,7 @@ async fn set_up(
         group: text(group)?,
         user: crate::user::of_pod(&record.spec)
             .map(|user| UserSetup { uids: range(&user.uids), gids: range(&user.gids) }),
-        mount_label: record.selinux.as_ref().map(|labels| text(labels.mount.clone())).transpose()?,
+        labels: labels.transpose()?,
     };
     let mut descriptors =
         vec![shared.base.as_fd(), files.exits.as_fd(), files.listener.as_fd(), shared.null.as_fd()];

@@ -129,6 +129,15 @@ async fn mounts(node: Node) -> Result<()> {
         // The kernel writes it in quotes, which the helper escapes.
         ensure!(line.contains("context=") && line.contains(&context), "{point}: {line}");
     }
+    // With one PID namespace for all, somebody's process is its first, and its mounts are seen.
+    let shared = node.pod("shared").shared_pid().run().await?;
+    let words = ["attr", ";", "read", "/proc/1/mountinfo", "mounts"];
+    let report = shared.report("main", &words).await?;
+    let (own, mounts) = (level_of(report.get("attr")?), report.get("read.mounts")?);
+    ensure!(
+        mounts.contains(&format!(":object_r:container_file_t:{own}")),
+        "mounts of the first process: {mounts}"
+    );
     for (name, path) in [("hosts", "/etc/hosts"), ("queue", "/dev/mqueue"), ("root", "/")] {
         let label = xattr(&pod.report(name, &["xattr", path, "security.selinux"]).await?)?;
         ensure!(label.contains(":container_file_t:s0"), "{path}: {label}");
