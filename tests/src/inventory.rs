@@ -16,11 +16,12 @@ impl Inventory {
     /// Looks at everything of one daemon: its folder tells whose processes, cgroups and files are meant.
     pub fn take(folder: &Path) -> Inventory {
         let mut lines = BTreeSet::new();
-        let instance = instance(folder);
+        let tag = bowline_cni::InstanceTag::of_root(&folder.join("root"));
+        let instance = tag.as_str();
         mounts(folder, &mut lines);
-        cgroups(&instance, &mut lines);
-        scopes(folder, &mut lines);
-        links(&instance, &mut lines);
+        cgroups(instance, &mut lines);
+        scopes(instance, &mut lines);
+        links(instance, folder, &mut lines);
         processes(folder, &mut lines);
         files(folder, &mut lines);
         Inventory(lines)
@@ -50,26 +51,6 @@ impl fmt::Debug for Inventory {
     }
 }
 
-/// The cgroup folders of the monitors are named by the instance; every instance has one called so.
-fn instance(folder: &Path) -> Option<String> {
-    let root = folder.join("root");
-    for hierarchy in hierarchies() {
-        for entry in fs::read_dir(Path::new(&hierarchy).join("bowline")).into_iter().flatten().flatten() {
-            let procs = fs::read_to_string(entry.path().join("monitors/cgroup.procs")).unwrap_or_default();
-            let ours = procs.lines().any(|pid| {
-                fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| {
-                    let sandbox = line.split('\0').nth(1).unwrap_or_default().to_owned();
-                    root.join("pods").join(sandbox).exists()
-                })
-            });
-            if ours {
-                return Some(entry.file_name().to_string_lossy().into_owned());
-            }
-        }
-    }
-    None
-}
-
 pub(crate) fn hierarchies() -> Vec<String> {
     let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let lines = text.lines().filter(|line| line.contains(" - cgroup"));
@@ -84,8 +65,7 @@ fn mounts(folder: &Path, lines: &mut BTreeSet<String>) {
     }
 }
 
-fn cgroups(instance: &Option<String>, lines: &mut BTreeSet<String>) {
-    let Some(instance) = instance else { return };
+fn cgroups(instance: &str, lines: &mut BTreeSet<String>) {
     for hierarchy in hierarchies() {
         let mut folders = vec![Path::new(&hierarchy).join("bowline").join(instance)];
         while let Some(folder) = folders.pop() {
@@ -100,25 +80,35 @@ fn cgroups(instance: &Option<String>, lines: &mut BTreeSet<String>) {
 }
 
 /// Pods' scopes, where systemd makes them. Their descriptions say whose they are.
-fn scopes(folder: &Path, lines: &mut BTreeSet<String>) {
+fn scopes(instance: &str, lines: &mut BTreeSet<String>) {
     if !Path::new("/run/systemd/system").is_dir() {
         return;
     }
-    let ours = format!("bowline {}:", bowline_cni::InstanceTag::of_root(&folder.join("root")).as_str());
+    let ours = format!("bowline {instance}:");
     let args = ["list-units", "--all", "--full", "--plain", "--no-legend", "bowline-*.scope"];
     let listed = std::process::Command::new("systemctl").args(args).output().expect("run systemctl");
     let text = String::from_utf8_lossy(&listed.stdout).into_owned();
     lines.extend(text.lines().filter(|line| line.contains(&ours)).map(|line| format!("scope {line}")));
 }
 
-fn links(instance: &Option<String>, lines: &mut BTreeSet<String>) {
-    let Some(instance) = instance else { return };
+/// Links of pods name their sandbox; the bridge stays for the next pod. A daemon has one pair in advance, for a sandbox
+/// that has no record yet; which one that is only the daemon knows (`bowline doctor`), but a second one is a leak.
+fn links(instance: &str, folder: &Path, lines: &mut BTreeSet<String>) {
+    let prefix = format!("bowline:{instance}:");
+    let mut unknown = Vec::new();
     for entry in fs::read_dir("/sys/class/net").into_iter().flatten().flatten() {
         let alias = fs::read_to_string(entry.path().join("ifalias")).unwrap_or_default();
-        // The bridge stays for the next pod; links of pods name their sandbox.
-        if alias.starts_with(&format!("bowline:{instance}:")) && alias.trim().len() > 60 {
-            lines.insert(format!("link {} {}", entry.file_name().to_string_lossy(), alias.trim()));
+        let Some(sandbox) = alias.trim().strip_prefix(&prefix).filter(|name| name.len() == 64) else {
+            continue;
+        };
+        let line = format!("link {} {sandbox}", entry.file_name().to_string_lossy());
+        match folder.join("root/pods").join(sandbox).exists() {
+            true => drop(lines.insert(line)),
+            false => unknown.push(line),
         }
+    }
+    if unknown.len() > 1 {
+        lines.extend(unknown);
     }
 }
 

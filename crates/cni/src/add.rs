@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rustix::fs::fstat;
+use serde_json::{Map, Value};
 
 use crate::builtin::{PodSide, loopback};
 use crate::cache::{Key, Record, State};
@@ -58,12 +59,15 @@ impl Cni {
 
     fn run_add(
         &self,
-        list: &Conflist,
+        list: &Arc<Conflist>,
         record: &mut Record,
         netns: BorrowedFd<'_>,
         path: Option<&Path>,
     ) -> Result<CniResult, CniError> {
-        let mut pod = pod_side(netns, path, wants_ipv6(list, record))?;
+        let mut pod = match self.take_spare(list, record, netns, &sandbox_name(netns, path)?) {
+            Some(pod) => pod,
+            None => pod_side(netns, path, wants_ipv6(list, &record.capability_args))?,
+        };
         let mut result = None;
         for plugin in &list.plugins {
             let step = Step { node: &self.node, list, record };
@@ -156,26 +160,28 @@ pub(crate) fn made(record: &Record) -> Option<CniResult> {
 }
 
 fn pod_side<'a>(netns: BorrowedFd<'a>, path: Option<&Path>, ipv6: bool) -> Result<PodSide<'a>, CniError> {
-    let sandbox = match path {
-        Some(path) => path.to_string_lossy().into_owned(),
-        // As /proc/<pid>/ns/net reads.
-        None => match fstat(netns) {
-            Ok(stat) => format!("net:[{}]", stat.st_ino),
-            Err(errno) => return Err(CniError::kernel("look at the pod's network namespace")(errno.into())),
-        },
-    };
+    let sandbox = sandbox_name(netns, path)?;
     let socket =
         PodSocket::open(netns, ipv6).map_err(CniError::kernel("enter the pod's network namespace"))?;
-    Ok(PodSide { netns, sandbox, socket })
+    Ok(PodSide { netns, sandbox, socket, made: None })
+}
+
+/// What results call the namespace: its path, or as /proc/<pid>/ns/net reads.
+fn sandbox_name(netns: BorrowedFd<'_>, path: Option<&Path>) -> Result<String, CniError> {
+    match path {
+        Some(path) => Ok(path.to_string_lossy().into_owned()),
+        None => match fstat(netns) {
+            Ok(stat) => Ok(format!("net:[{}]", stat.st_ino)),
+            Err(errno) => Err(CniError::kernel("look at the pod's network namespace")(errno.into())),
+        },
+    }
 }
 
 /// Whether the pod may get an IPv6 address; where others hand them out, we cannot know.
-fn wants_ipv6(list: &Conflist, record: &Record) -> bool {
+pub(crate) fn wants_ipv6(list: &Conflist, capability_args: &Map<String, Value>) -> bool {
     list.plugins.iter().any(|plugin| match plugin.ipam_kind() {
-        Some("host-local") => {
-            crate::ipam::HostLocal::parse(&list.name, &plugin.config, &record.capability_args)
-                .is_ok_and(|ipam| ipam.has_ipv6())
-        }
+        Some("host-local") => crate::ipam::HostLocal::parse(&list.name, &plugin.config, capability_args)
+            .is_ok_and(|ipam| ipam.has_ipv6()),
         Some(_) => plugin.is_built_in(),
         None => false,
     })

@@ -38,7 +38,7 @@ fn try_here() -> io::Result<()> {
         group: 0,
         master,
         peer_name: "veth1",
-        peer_mac: [2, 0, 0, 0, 0, 3],
+        peer_mac: Some([2, 0, 0, 0, 0, 3]),
         peer_netns: netns.as_fd(),
     };
     link::add_veth(&mut pair, &wanted);

@@ -33,6 +33,7 @@ mod reap;
 mod repair;
 mod request;
 mod result;
+mod spare;
 mod status;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -58,6 +59,7 @@ pub struct Cni {
     networks: Networks,
     cache: Cache,
     probe: status::Probe,
+    spares: spare::Spares,
     /// Held by whoever ends attachments for good, so that the reaper never ends one that was begun anew meanwhile.
     ending: Mutex<()>,
 }
@@ -76,7 +78,14 @@ impl Cni {
             config,
             route,
         };
-        Ok(Cni { node, networks, cache, probe: status::Probe::default(), ending: Mutex::new(()) })
+        Ok(Cni {
+            node,
+            networks,
+            cache,
+            probe: status::Probe::default(),
+            spares: Default::default(),
+            ending: Mutex::new(()),
+        })
     }
     fn ending(&self) -> MutexGuard<'_, ()> {
         self.ending.lock().unwrap_or_else(PoisonError::into_inner)

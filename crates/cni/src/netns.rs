@@ -54,6 +54,15 @@ impl PodSocket {
         Ok(PodSocket::Coming(thread))
     }
 
+    /// The socket by itself; waits for the thread.
+    pub(crate) fn into_inner(mut self) -> io::Result<Socket> {
+        self.get()?;
+        match self {
+            PodSocket::Here(socket) => Ok(socket),
+            _ => Err(io::Error::other("the namespace could not be entered")),
+        }
+    }
+
     /// The socket; waits for the thread the first time.
     pub(crate) fn get(&mut self) -> io::Result<&mut Socket> {
         if matches!(self, PodSocket::Coming(_))

@@ -132,7 +132,11 @@ impl Cni {
     pub fn leftovers(&self, valid: &[&str]) -> Result<Vec<Leftover>, CniError> {
         let mut out = Vec::new();
         let records = self.cache.all();
-        let known = |id: &str| valid.contains(&id) || records.iter().any(|(key, _)| key.sandbox_id == id);
+        let known = |id: &str| {
+            valid.contains(&id)
+                || records.iter().any(|(key, _)| key.sandbox_id == id)
+                || self.spares.is_for(id)
+        };
         let prefix = self.node.config.instance.alias_prefix();
         let links = self
             .node

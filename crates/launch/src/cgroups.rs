@@ -24,6 +24,12 @@ pub fn make_folder(root: BorrowedFd<'_>, path: &CStr) -> io::Result<()> {
     make(root, path).map(drop)
 }
 
+/// The same for one that is to have groups below it and never a process: these get all of its controllers.
+pub fn make_parent_folder(root: BorrowedFd<'_>, path: &CStr) -> io::Result<()> {
+    hand_down_controllers(make(root, path)?.as_fd());
+    Ok(())
+}
+
 /// Writes values to the files of a cgroup that exists, one write each.
 pub fn apply(root: BorrowedFd<'_>, step: &CgroupStep) -> Result<(), LaunchError> {
     let folder = open(root, &step.path).map_err(|error| named(step, error))?;

@@ -56,7 +56,8 @@ fn mount_root(prepared: &Prepared<'_>) -> Result<OwnedFd, Failure> {
     let failed = |detail| at(Stage::Root, detail);
     let place = prepared.launcher.mount_point;
     let from_empty = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-    if let Some(tree) = prepared.outside.root.get() {
+    let made = prepared.outside.root.get().map(AsFd::as_fd).or(prepared.request.root);
+    if let Some(tree) = made {
         move_mount(tree, c"", rustix::fs::CWD, place, from_empty).map_err(failed(3))?;
     } else if let Some(options) = &prepared.overlay {
         mount::mount(c"overlay", place, c"overlay", 0, options).map_err(io_at(Stage::Root, 0))?;
@@ -67,6 +68,15 @@ fn mount_root(prepared: &Prepared<'_>) -> Result<OwnedFd, Failure> {
     }
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     rustix::fs::open(place, flags, Mode::empty()).map_err(failed(2))
+}
+
+/// A mount as a tree that is attached nowhere.
+pub(crate) fn detached(place: &CStr) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::openat(rustix::fs::CWD, place, flags, Mode::empty())?;
+    let clone =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    open_tree(&root, c"", clone)
 }
 
 /// Makes the assembled root the root of the process, and the old one unreachable.

@@ -19,13 +19,13 @@
 //! The rules of [`crate::child`] hold here too.
 
 use std::convert::Infallible;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 
 use bowline_launch_plan::{Source, Step};
 use bowline_linux::clone::{self, ns};
 use bowline_linux::{exec, process};
-use rustix::fs::{FileType, Gid, Mode, OFlags, Uid};
-use rustix::mount::{OpenTreeFlags, UnmountFlags, open_tree, unmount};
+use rustix::fs::{FileType, Gid, Uid};
+use rustix::mount::{UnmountFlags, unmount};
 
 use crate::child::{self, Outcome, at, io_at};
 use crate::report::{self, Stage};
@@ -102,11 +102,11 @@ fn die_with_launcher(prepared: &Prepared<'_>) -> Outcome {
 /// copied into a lesser user namespace is locked there, and pivot_root refuses it.
 fn mount_outside(prepared: &Prepared<'_>) -> Outcome {
     let failed = |detail| at(Stage::Root, detail);
-    if let Some(options) = &prepared.overlay {
+    if let Some(options) = prepared.overlay.as_ref().filter(|_| prepared.request.root.is_none()) {
         let place = prepared.launcher.mount_point;
         bowline_linux::mount::mount(c"overlay", place, c"overlay", 0, options)
             .map_err(io_at(Stage::Root, 0))?;
-        let tree = detached(place).map_err(failed(1))?;
+        let tree = crate::root::detached(place).map_err(failed(1))?;
         unmount(place, UnmountFlags::DETACH).map_err(failed(2))?;
         let _ = prepared.outside.root.set(tree);
     }
@@ -117,12 +117,4 @@ fn mount_outside(prepared: &Prepared<'_>) -> Outcome {
         let _ = tree.set(made);
     }
     Ok(())
-}
-
-fn detached(place: &std::ffi::CStr) -> Result<OwnedFd, rustix::io::Errno> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let root = rustix::fs::openat(rustix::fs::CWD, place, flags, Mode::empty())?;
-    let clone =
-        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
-    open_tree(&root, c"", clone)
 }

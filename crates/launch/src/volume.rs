@@ -29,7 +29,7 @@ pub(crate) fn lay_out(plan: &LaunchPlan) -> Result<Vec<Volume>, LaunchError> {
             [_] => None,
             several => {
                 let mut text = lower_directories(several);
-                add_context(&mut text, plan);
+                add_context(&mut text, plan.mount_label.as_deref());
                 Some(mount_data(text)?)
             }
         };

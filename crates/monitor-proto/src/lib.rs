@@ -128,6 +128,29 @@ wire_enum! {
             /// Its process, a child of the monitor.
             pid: i32,
         },
+        /// Makes the root of a container that is launched later, while nobody waits. Answered with [`Answer::Done`], also if
+        /// it cannot be made: then the launch tries itself. Ended by the launch, or by [`Request::Forget`].
+        Prepare = 17 {
+            /// Which.
+            root: Root,
+        },
+    }
+}
+
+wire_struct! {
+    /// An overlay that a plan will ask for.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub struct Root {
+        /// Whose.
+        pub container: Id,
+        /// As in the plan.
+        pub lower: Vec<std::ffi::CString>,
+        /// As in the plan.
+        pub upper: std::ffi::CString,
+        /// As in the plan.
+        pub work: std::ffi::CString,
+        /// As in the plan.
+        pub mount_label: Option<std::ffi::CString>,
     }
 }
 

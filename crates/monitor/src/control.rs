@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 
 use bowline_linux::{message, process};
-use bowline_monitor_proto::{Answer, Call, MAX_MESSAGE, Refusal, Request, VERSION, decode};
+use bowline_monitor_proto::{Answer, Call, Id, MAX_MESSAGE, Refusal, Request, VERSION, decode};
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::io::Errno;
 
@@ -83,6 +83,8 @@ pub(crate) struct Pod {
     /// Who waits for an attachment.
     attaching: Vec<crate::children::Attaching>,
     next_attachment: crate::attach::Number,
+    /// Roots that were made in advance.
+    roots: Vec<(Id, OwnedFd)>,
 }
 
 impl Control {
@@ -203,6 +205,7 @@ impl Control {
             Request::Run => self.run_program(peer, operation, descriptors),
             Request::Restore { restore } => self.restore(peer, operation, &restore, descriptors),
             Request::Restored { container, pid } => Some(self.restored(&container, pid)),
+            Request::Prepare { root } => Some(self.prepare(&root)),
             Request::Shutdown => {
                 self.kill_everything();
                 self.ending = true;
@@ -233,6 +236,7 @@ impl Control {
                 reopening: Vec::new(),
                 attaching: Vec::new(),
                 next_attachment: 1,
+                roots: Vec::new(),
             })
         });
         match built {
@@ -251,7 +255,7 @@ impl Control {
         let group = std::mem::take(&mut pod.group);
         if !group.is_empty() {
             for root in &pod.surroundings.hierarchies {
-                let _ = bowline_launch::make_cgroup(root.as_fd(), &group);
+                let _ = bowline_launch::make_parent_cgroup(root.as_fd(), &group);
             }
         }
     }

@@ -33,7 +33,7 @@ pub(crate) fn start(
         user: None,
     };
     let streams = [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()];
-    Ok(launch(&launcher, &Request { plan, descriptors, streams, pid_namespace, restorer: None })?)
+    Ok(launch(&launcher, &Request { plan, descriptors, streams, pid_namespace, root: None, restorer: None })?)
 }
 
 /// A failed step of a child, with the field of the spec or the path that it was about.

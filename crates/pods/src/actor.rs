@@ -29,6 +29,7 @@ use crate::exec::Ticket;
 use crate::monitor::{Heard, Monitor};
 use crate::nri::{Change, Turns};
 use crate::shared::{Shared, blocking, now, random_id};
+use crate::spare::Ready;
 use crate::start::{Started, start};
 use crate::view::PodView;
 use crate::{PodError, checkpoint, operations, run_pod, stop_pod};
@@ -230,13 +231,18 @@ pub(crate) struct Actor {
 }
 
 /// Starts the actor of a new pod, which brings the pod up first of all.
-pub(crate) fn spawn(shared: Arc<Shared>, id: SandboxId, spec: Arc<PodSpec>) -> ActorHandle {
+pub(crate) fn spawn(
+    shared: Arc<Shared>,
+    id: SandboxId,
+    spec: Arc<PodSpec>,
+    spare: Option<Ready>,
+) -> ActorHandle {
     let (commands, receiver) = mpsc::channel(COMMANDS);
     let (tell, born) = watch::channel(None);
     let handle = ActorHandle { id: id.clone(), spec: spec.clone(), commands, born };
     let cause = Span::current();
     tokio::spawn(async move {
-        let up = run_pod::bring_up(&shared, &id, &spec);
+        let up = run_pod::bring_up(&shared, &id, &spec, spare);
         let up = cause.in_scope(|| shared.operations.run("RunPodSandbox", &id, &spec.metadata.name, up));
         // The pod outlives the call by far.
         drop(cause);

@@ -29,7 +29,7 @@ use crate::selinux::{Selinux, SelinuxConfig};
 use crate::shared::{Shared, blocking, now, random_id};
 use crate::stats::{self, PodFigures, PodStats, Sources, Stats};
 use crate::view::{ContainerView, PodView, Views};
-use crate::{PodError, base, files, recover};
+use crate::{PodError, base, files, recover, run_pod};
 
 /// How pods are set up.
 #[derive(Debug, Clone)]
@@ -218,8 +218,12 @@ impl Pods {
                     )));
                 }
                 None => {
-                    let handle =
-                        actor::spawn(self.0.clone(), SandboxId::from_bytes(random_id()), Arc::new(spec));
+                    let spare = if run_pod::takes_spare(&spec) { self.0.spare.take() } else { None };
+                    let id = match &spare {
+                        Some(ready) => ready.id.clone(),
+                        None => SandboxId::from_bytes(random_id()),
+                    };
+                    let handle = actor::spawn(self.0.clone(), id, Arc::new(spec), spare);
                     actors.by_name.insert(handle.spec.metadata.clone(), handle.clone());
                     actors.by_id.insert(handle.id.clone(), handle.clone());
                     handle
@@ -242,6 +246,11 @@ impl Pods {
             Some(Err(error)) => Err(error),
             None => Err(PodError::Unavailable("the daemon is going down".into())),
         }
+    }
+
+    /// The process that waits to be the next pod's monitor, if there is one.
+    pub fn spare_monitor(&self) -> Option<i32> {
+        self.0.spare.monitor()
     }
 
     /// Ends a pod's containers and network. One that is unknown or down already is fine.
@@ -523,7 +532,11 @@ impl Pods {
         let _ = tokio::time::timeout(Duration::from_secs(10), idle).await;
         self.0.nri.end();
         let shared = self.0.clone();
-        let _ = tokio::task::spawn_blocking(move || shared.store.settle()).await;
+        let end = move || {
+            shared.spare.clear(&shared);
+            shared.store.settle()
+        };
+        let _ = tokio::task::spawn_blocking(end).await;
     }
 
     fn actor(&self, id: &SandboxId) -> Option<ActorHandle> {
@@ -567,7 +580,8 @@ const TIDY_EVERY: Duration = Duration::from_secs(30);
 async fn tidy_paths(shared: Arc<Shared>) {
     let owner = shared.clone();
     let warm = move || {
-        owner.spare_network.fill();
+        // Without links: nothing shows on the host before there is a pod.
+        owner.spare.fill(&owner, false);
         owner.paths.warm(&owner.program);
     };
     let _ = tokio::task::spawn_blocking(warm).await;

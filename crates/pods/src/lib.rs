@@ -50,6 +50,7 @@ mod run_pod;
 mod scope;
 mod selinux;
 mod shared;
+mod spare;
 mod start;
 mod stats;
 mod stop_pod;

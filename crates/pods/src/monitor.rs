@@ -150,6 +150,8 @@ pub struct Monitor {
     gone: watch::Sender<bool>,
     attaches: OnceCell<bool>,
     restores: OnceCell<bool>,
+    /// Started by this daemon, so that it knows every request that we know.
+    fresh: bool,
 }
 
 /// What the pod's actor hears of its monitor.
@@ -162,8 +164,12 @@ pub enum Heard {
 }
 
 impl Monitor {
-    /// Takes a connected socket; `heard` gets what the monitor says unasked.
-    pub fn attach(socket: OwnedFd, heard: mpsc::Sender<Heard>) -> Result<Arc<Monitor>, MonitorError> {
+    /// Takes a connected socket; `heard` gets what the monitor says unasked. `fresh`: this daemon has started it.
+    pub fn attach(
+        socket: OwnedFd,
+        heard: mpsc::Sender<Heard>,
+        fresh: bool,
+    ) -> Result<Arc<Monitor>, MonitorError> {
         let socket = std::os::unix::net::UnixStream::from(socket);
         socket.set_nonblocking(true).map_err(io_error("talk to"))?;
         let socket = UnixStream::from_std(socket).map_err(io_error("talk to"))?;
@@ -178,6 +184,7 @@ impl Monitor {
             gone: watch::Sender::new(false),
             attaches: OnceCell::new(),
             restores: OnceCell::new(),
+            fresh,
         });
         tokio::spawn(listen(monitor.clone(), heard));
         Ok(monitor)
@@ -191,6 +198,13 @@ impl Monitor {
     ) -> Result<Reply, MonitorError> {
         let (_, reply) = self.send(request, descriptors)?;
         reply.await.map_err(|_| MonitorError::Lost)
+    }
+
+    /// Asks for what nobody waits for, where the monitor is known to understand it: one that does not hangs up.
+    pub fn tell(&self, request: Request) {
+        if self.fresh {
+            let _ = self.send(request, &[]);
+        }
     }
 
     /// Asks for an exec: (its number, the answer to come, its exit to come).
@@ -327,7 +341,7 @@ async fn probe(
     connect: impl FnOnce() -> io::Result<OwnedFd>,
 ) -> Result<bool, MonitorError> {
     let (heard, _unheard) = mpsc::channel(1);
-    let probe = Monitor::attach(connect().map_err(io_error("reach"))?, heard)?;
+    let probe = Monitor::attach(connect().map_err(io_error("reach"))?, heard, false)?;
     let known = probe.call(request, &[]).await.is_ok();
     probe.hang_up();
     Ok(known)

@@ -231,7 +231,7 @@ async fn connect(
     let socket =
         files::connect(&shared.config.state, &record.id).map_err(doing("reach the pod's monitor"))?;
     let (send, heard) = mpsc::channel(64);
-    Ok((Monitor::attach(socket, send).map_err(doing("talk to the pod's monitor"))?, heard))
+    Ok((Monitor::attach(socket, send, false).map_err(doing("talk to the pod's monitor"))?, heard))
 }
 
 type Asked = (Arc<Monitor>, mpsc::Receiver<Heard>, Vec<proto::ContainerState>);

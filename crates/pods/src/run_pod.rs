@@ -26,12 +26,12 @@ use bowline_nri::Ticket;
 use bowline_store::{NetworkRecord, PodLife, PodRecord, VERSION};
 use tokio::sync::mpsc;
 
-use crate::driver::CgroupDriver;
 use crate::error::doing;
 use crate::files::{self, PodFiles};
 use crate::monitor::{self, Heard, Monitor};
 use crate::operations::stage;
 use crate::shared::{Shared, blocking};
+use crate::spare::{Ready, Waiting};
 use crate::{PodError, driver, netns, scope};
 
 /// A pod that is up.
@@ -46,11 +46,18 @@ pub(crate) struct Up {
 /// How many events of one monitor may wait; a monitor that finds it full waits in its socket.
 const EVENTS: usize = 64;
 
-/// Brings a pod up, or leaves nothing behind.
+/// Whether what was made in advance is for this pod. One with users of its own makes its network itself: its user
+/// namespace must own the network's.
+pub(crate) fn takes_spare(spec: &PodSpec) -> bool {
+    spec.security.namespaces.network != NamespaceMode::Node && crate::user::of_pod(spec).is_none()
+}
+
+/// Brings a pod up, or leaves nothing behind. `spare` was made in advance for this id.
 pub(crate) async fn bring_up(
     shared: &Arc<Shared>,
     id: &SandboxId,
     spec: &Arc<PodSpec>,
+    spare: Option<Ready>,
 ) -> Result<Up, (PodError, Option<PodRecord>)> {
     let driver = shared.config.cgroup_driver.driver;
     let cgroup = driver::pod_cgroup(driver, &shared.cgroup_root(), &spec.cgroup_parent, id);
@@ -73,7 +80,7 @@ pub(crate) async fn bring_up(
         cgroup,
     };
     let mut told = None;
-    match steps(shared, record.clone(), &mut told).await {
+    match steps(shared, record.clone(), spare, &mut told).await {
         Ok(up) => Ok(up),
         Err(error) => {
             tracing::warn!(pod = %id, error = %crate::chain(&error), "a pod could not be brought up");
@@ -143,17 +150,22 @@ pub(crate) fn hostname(shared: &Shared, id: &SandboxId, spec: &PodSpec) -> Strin
 async fn steps(
     shared: &Arc<Shared>,
     mut record: PodRecord,
+    spare: Option<Ready>,
     told: &mut Option<PodRecord>,
 ) -> Result<Up, PodError> {
     let own_network = record.spec.security.namespaces.network != NamespaceMode::Node;
     crate::user::check_pod(shared, &record.spec)?;
     let own_users = crate::user::of_pod(&record.spec).is_some();
+    let (spare, waiting) = match spare {
+        Some(spare) => (Some(spare.network), spare.monitor),
+        None => (None, None),
+    };
     // A namespace that only a descriptor keeps goes with us: it may come before the intent is recorded.
     let network = async {
         if !own_network || own_users {
             return Ok(None);
         }
-        if let Some(spare) = shared.spare_network.take() {
+        if let Some(spare) = spare {
             return Ok(Some(Arc::new(spare)));
         }
         let make = || netns::make().map_err(doing("make a network namespace"));
@@ -161,7 +173,7 @@ async fn steps(
     };
     let (network, files) = tokio::join!(network, prepare(shared, &record));
     let (network, files) = (network?, files?);
-    let monitor = monitor_with_setup(shared, &record, &files, network.as_deref());
+    let monitor = monitor_with_setup(shared, &record, &files, network.as_deref(), waiting);
     let (attached, started) = if own_users {
         // The pod's user namespace must own its network namespace, so the monitor makes both.
         let started = monitor.await?;
@@ -218,8 +230,9 @@ async fn monitor_with_setup(
     record: &PodRecord,
     files: &PodFiles,
     network: Option<&OwnedFd>,
+    waiting: Option<Waiting>,
 ) -> Result<(Uncommitted, mpsc::Receiver<Heard>, i32), PodError> {
-    let (monitor, heard, process) = start_monitor(shared, &record.id).await?;
+    let (monitor, heard, process) = start_monitor(shared, &record.id, waiting).await?;
     // The task that listens to the monitor keeps the connection; only hanging up ends both.
     let uncommitted = Uncommitted { monitor, armed: true };
     let pid = process.pid;
@@ -254,30 +267,24 @@ impl Drop for Uncommitted {
     }
 }
 
+/// Talks to the monitor that waits for this pod, or starts one.
 async fn start_monitor(
     shared: &Arc<Shared>,
     id: &SandboxId,
+    waiting: Option<Waiting>,
 ) -> Result<(Arc<Monitor>, mpsc::Receiver<Heard>, Cloned), PodError> {
     let _stage = stage("start the monitor");
-    let (process, socket) = {
-        let (shared, id) = (shared.clone(), id.to_string());
-        let driver = shared.config.cgroup_driver.driver;
-        blocking("start the pod's monitor", move || {
-            let cgroup = match driver {
-                // systemd takes it from where we are into its scope.
-                CgroupDriver::Systemd => None,
-                CgroupDriver::Cgroupfs => {
-                    shared.monitors_folder().map_err(doing("open the monitors' cgroup"))?
-                }
-            };
-            let cgroup = cgroup.as_ref().map(|folder| folder.as_fd());
-            let started = shared.program.start(&id, shared.null.as_fd(), cgroup);
-            started.map_err(doing("start the pod's monitor"))
-        })
-        .await?
+    let (process, socket) = match waiting.and_then(Waiting::go_on) {
+        Some(there) => there,
+        None => {
+            let (shared, id) = (shared.clone(), id.to_string());
+            let start = move || Waiting::start(&shared, &id);
+            let gone = || PodError::failed("start the pod's monitor", "it ended at once");
+            blocking("start the pod's monitor", start).await?.go_on().ok_or_else(gone)?
+        }
     };
     let (send, heard) = mpsc::channel(EVENTS);
-    let monitor = Monitor::attach(socket, send).map_err(doing("talk to the pod's monitor"))?;
+    let monitor = Monitor::attach(socket, send, true).map_err(doing("talk to the pod's monitor"))?;
     Ok((monitor, heard, process))
 }
 
@@ -309,7 +316,7 @@ async fn attach(
             pod: pod_ref(&id, &spec),
             netns: network.as_fd(),
             netns_path: pinned.then_some(path.as_path()),
-            if_name: "eth0",
+            if_name: netns::IF_NAME,
             port_mappings: &ports,
             dns: dns.as_ref(),
             bandwidth: None,

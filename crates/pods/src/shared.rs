@@ -59,8 +59,8 @@ pub(crate) struct Shared {
     pub checkpoints: Checkpoints,
     /// Plugins.
     pub nri: Nri,
-    /// The network namespace of the next pod.
-    pub spare_network: crate::netns::Spare,
+    /// What is ready for the next pod.
+    pub spare: crate::spare::Spare,
     /// Wakes the reaper of links.
     pub dying_links: Notify,
     /// Network namespaces of pods that are down, kept until their links are gone too.
@@ -122,7 +122,7 @@ impl Shared {
             events: Events::default(),
             operations: Operations::default(),
             checkpoints: Checkpoints::default(),
-            spare_network: crate::netns::Spare::default(),
+            spare: Default::default(),
             dying_links: Notify::new(),
             dying_namespaces: Mutex::default(),
             systemd: Systemd::default(),
@@ -170,6 +170,14 @@ impl Shared {
             }
             other => Ok(Some(other?)),
         }
+    }
+
+    /// Makes what the next pod needs, a while from now.
+    pub fn fill_spare_after(self: Arc<Self>, pause: std::time::Duration) {
+        tokio::spawn(async move {
+            tokio::time::sleep(pause).await;
+            let _ = tokio::task::spawn_blocking(move || self.spare.fill(&self, true)).await;
+        });
     }
 
     /// The ids of all pods.

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::IpAddr;
+use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -16,6 +17,7 @@ use crate::netlink::link::{self, Change, Link, Mac, PROMISC, UP, VethPair, Which
 use crate::netlink::{Batch, Socket};
 use crate::netns;
 use crate::result::{CniResult, Interface, IpConfig, Route};
+use crate::spare::Pair;
 
 /// How often links that a name of ours collides with are cleared away before we give up.
 const TRIES: usize = 3;
@@ -40,31 +42,18 @@ pub(crate) fn add(
         forward(&gateways)?;
     }
     let name = node.config.instance.veth_name(at.sandbox_id, at.if_name);
-    let host_mac = local_mac(0x5a, hash_bytes(&[name.as_bytes()]));
     let peer_mac = config.mac.unwrap_or_else(|| mac_of_addresses(&name, &result.ips));
-
-    let bridge = node
-        .route
-        .with(|socket| {
-            let bridge = ensure_bridge(node, socket, &config)?;
-            let pair = VethPair {
-                name: &name,
-                mac: host_mac,
-                mtu: config.mtu,
-                group: node.config.instance.link_group(),
-                master: bridge.index,
-                peer_name: at.if_name,
-                peer_mac,
-                peer_netns: pod.netns,
-            };
-            let alias = format!("{}{}", node.config.instance.alias_prefix(), at.sandbox_id);
-            add_pair(node, socket, &pair, &alias, &config)?;
-            ensure_gateways(socket, &bridge, &gateways, config.force_address)?;
-            Ok(bridge)
-        })
-        .map_err(CniError::kernel(format!("attach sandbox {} to bridge {}", at.sandbox_id, config.bridge)))?;
-
-    configure_pod(pod, at.if_name, &config, &result)
+    let made = pod.made.take();
+    // The peer of a pair that was made in advance has no address of ours yet.
+    let late_mac = made.as_ref().map(|_| peer_mac);
+    let Pair { bridge, name, host_mac } = match made {
+        Some(made) => made,
+        None => make_pair(node, at, &config, Some(peer_mac), pod.netns)?,
+    };
+    node.route
+        .with(|socket| ensure_gateways(socket, &bridge, &gateways, config.force_address))
+        .map_err(CniError::kernel(format!("give bridge {} its address", config.bridge)))?;
+    configure_pod(pod, at.if_name, late_mac, &config, &result)
         .map_err(CniError::kernel(format!("set up {} of sandbox {}", at.if_name, at.sandbox_id)))?;
 
     if config.ip_masq {
@@ -72,6 +61,36 @@ pub(crate) fn add(
     }
     describe(&mut result, &bridge, &name, host_mac, at.if_name, peer_mac, &config, &pod.sandbox);
     Ok(result)
+}
+
+/// Makes the pod's pair of links: one end up and a port of the bridge, the other in the pod's namespace, down.
+pub(crate) fn make_pair(
+    node: &Node,
+    at: &Attachment<'_>,
+    config: &BridgeConfig,
+    peer_mac: Option<Mac>,
+    netns: BorrowedFd<'_>,
+) -> Result<Pair, CniError> {
+    let name = node.config.instance.veth_name(at.sandbox_id, at.if_name);
+    let host_mac = local_mac(0x5a, hash_bytes(&[name.as_bytes()]));
+    let bridge = node.route.with(|socket| {
+        let bridge = ensure_bridge(node, socket, config)?;
+        let pair = VethPair {
+            name: &name,
+            mac: host_mac,
+            mtu: config.mtu,
+            group: node.config.instance.link_group(),
+            master: bridge.index,
+            peer_name: at.if_name,
+            peer_mac,
+            peer_netns: netns,
+        };
+        let alias = format!("{}{}", node.config.instance.alias_prefix(), at.sandbox_id);
+        add_pair(node, socket, &pair, &alias, config)?;
+        Ok(bridge)
+    });
+    let attaching = CniError::kernel(format!("attach sandbox {} to bridge {}", at.sandbox_id, config.bridge));
+    Ok(Pair { bridge: bridge.map_err(attaching)?, name, host_mac })
 }
 
 /// Puts back the masquerade rule, after somebody emptied the ruleset.
@@ -141,7 +160,7 @@ pub(crate) fn check(
     }
     let look = |socket: &mut Socket| -> io::Result<Option<Vec<IpNet>>> {
         let Some(link) = link::find(socket, at.if_name)? else { return Ok(None) };
-        address::list(socket, link.index).map(Some)
+        address::list(socket, link.index, made.ips.iter().map(|ip| ip.address.addr())).map(Some)
     };
     let has = pod
         .socket
@@ -261,7 +280,7 @@ fn ensure_gateways(socket: &mut Socket, bridge: &Link, gateways: &[IpNet], force
     if gateways.is_empty() {
         return Ok(());
     }
-    let has = address::list(socket, bridge.index)?;
+    let has = address::list(socket, bridge.index, gateways.iter().map(IpNet::addr))?;
     let mut batch = Batch::new();
     for gateway in gateways.iter().filter(|g| !has.contains(g)) {
         // The official plugin's rule: a second IPv4 address, or an IPv6 one of the same subnet, is a conflict.
@@ -330,24 +349,29 @@ fn add_default_routes(result: &mut CniResult) {
     }
 }
 
-/// Addresses, then routes, of the pod's end; `lo` comes up on the way.
+/// Hardware address, if it has none of ours yet, addresses, then routes, of the pod's end.
 fn configure_pod(
     pod: &mut PodSide<'_>,
     if_name: &str,
+    mac: Option<Mac>,
     config: &BridgeConfig,
     result: &CniResult,
 ) -> io::Result<()> {
     let socket = pod.socket.get()?;
-    let Some(eth) = link::find(socket, if_name)? else {
-        return Err(io::Error::other(format!("{if_name} is not there although it was made")));
-    };
+    // Not by netlink, which would wait for the kernel's lock of all links.
+    let index = socket.index_of(if_name).map_err(|error| match error.raw_os_error() {
+        Some(errno) if errno == Errno::NODEV.raw_os_error() => {
+            io::Error::other(format!("{if_name} is not there although it was made"))
+        }
+        _ => error,
+    })?;
     let mut batch = Batch::new();
-    if config.pod_link_up {
-        let up = Change { flags: Some((UP, UP)), ..Change::default() };
-        link::change(&mut batch, Which::Index(eth.index), &up);
+    if config.pod_link_up || mac.is_some() {
+        let flags = config.pod_link_up.then_some((UP, UP));
+        link::change(&mut batch, Which::Index(index), &Change { flags, mac, ..Change::default() });
     }
     for ip in &result.ips {
-        address::add(&mut batch, eth.index, &ip.address, config.detect_duplicates);
+        address::add(&mut batch, index, &ip.address, config.detect_duplicates);
     }
     for route in &result.routes {
         let of_family = |ip: &&IpConfig| ip.address.addr().is_ipv4() == route.dst.addr().is_ipv4();
@@ -359,7 +383,7 @@ fn configure_pod(
             table: route.table,
             scope: route.scope,
         };
-        address::add_route(&mut batch, eth.index, &route.dst, gateway.as_ref(), &options);
+        address::add_route(&mut batch, index, &route.dst, gateway.as_ref(), &options);
     }
     if batch.len() == 0 { Ok(()) } else { socket.run(&mut batch) }
 }

@@ -13,6 +13,7 @@ use crate::ipam::Queues;
 use crate::netlink::SocketPool;
 use crate::netns::PodSocket;
 use crate::nft::Nft;
+use crate::spare::Pair;
 
 /// The node, as the built-in plugins see it.
 pub(crate) struct Node {
@@ -37,6 +38,8 @@ pub(crate) struct PodSide<'a> {
     /// What results call the namespace.
     pub(crate) sandbox: String,
     pub(crate) socket: PodSocket,
+    /// The pair of links, if it was made in advance.
+    pub(crate) made: Option<Pair>,
 }
 
 /// A plugin's own configuration and what capabilities add to it.

@@ -90,22 +90,35 @@ pub(crate) fn delete(batch: &mut Batch, index: u32, address: &IpNet) -> usize {
     })
 }
 
-/// The addresses of one link; link-local ones are left out.
-pub(crate) fn list(socket: &mut Socket, index: u32) -> io::Result<Vec<IpNet>> {
-    let mut batch = Batch::new();
-    batch.message(RTM_GETADDR, DUMP, |m| {
-        let mut header = [0u8; 8];
-        header[4..8].copy_from_slice(&index.to_ne_bytes());
-        m.raw(&header);
-    });
+/// The addresses of one link, of the families of `like`; link-local ones are left out.
+///
+/// Each family is asked for by itself: since Linux 6.9 that takes no lock of the kernel's, and a question about all
+/// families does.
+pub(crate) fn list(
+    socket: &mut Socket,
+    index: u32,
+    like: impl Iterator<Item = IpAddr>,
+) -> io::Result<Vec<IpNet>> {
+    let mut families: Vec<u8> = like.map(|ip| family(&ip)).collect();
+    families.sort_unstable();
+    families.dedup();
     let mut found = Vec::new();
-    let answers = socket.exchange(&mut batch, |_, payload| {
-        found.extend(parse(payload).filter(|(at, _)| *at == index).map(|(_, address)| address));
-    })?;
-    match answers.into_iter().flatten().next() {
-        Some(refusal) => Err(refusal.into_io()),
-        None => Ok(found),
+    // One at a time: a socket takes one dump at once.
+    for family in families {
+        let mut batch = Batch::new();
+        batch.message(RTM_GETADDR, DUMP, |m| {
+            let mut header = [family, 0, 0, 0, 0, 0, 0, 0];
+            header[4..8].copy_from_slice(&index.to_ne_bytes());
+            m.raw(&header);
+        });
+        let answers = socket.exchange(&mut batch, |_, payload| {
+            found.extend(parse(payload).filter(|(at, _)| *at == index).map(|(_, address)| address));
+        })?;
+        if let Some(refusal) = answers.into_iter().flatten().next() {
+            return Err(refusal.into_io());
+        }
     }
+    Ok(found)
 }
 
 fn parse(payload: &[u8]) -> Option<(u32, IpNet)> {

@@ -62,7 +62,8 @@ pub(crate) struct VethPair<'a> {
     pub(crate) group: u32,
     pub(crate) master: u32,
     pub(crate) peer_name: &'a str,
-    pub(crate) peer_mac: Mac,
+    /// `None`: one of the kernel's making.
+    pub(crate) peer_mac: Option<Mac>,
     pub(crate) peer_netns: BorrowedFd<'a>,
 }
 
@@ -83,6 +84,8 @@ pub(crate) struct Change<'a> {
     /// 0 takes the link off its master.
     pub(crate) master: Option<u32>,
     pub(crate) mtu: Option<u32>,
+    /// The kernel sets it before the flags.
+    pub(crate) mac: Option<Mac>,
     pub(crate) port: Option<BridgePort>,
 }
 
@@ -141,7 +144,9 @@ pub(crate) fn add_veth(batch: &mut Batch, pair: &VethPair<'_>) -> usize {
                     // Not up yet: the kernel ties the ends together last, and refuses IFF_UP (ENOTCONN) before.
                     ifinfo(m, 0, 0, 0);
                     m.string(IFLA_IFNAME, pair.peer_name);
-                    m.attr(IFLA_ADDRESS, &pair.peer_mac);
+                    if let Some(mac) = &pair.peer_mac {
+                        m.attr(IFLA_ADDRESS, mac);
+                    }
                     m.u32(IFLA_NET_NS_FD, pair.peer_netns.as_raw_fd() as u32);
                     if let Some(mtu) = pair.mtu {
                         m.u32(IFLA_MTU, mtu);
@@ -173,6 +178,9 @@ pub(crate) fn change(batch: &mut Batch, which: Which<'_>, change: &Change<'_>) -
         }
         if let Some(mtu) = change.mtu {
             m.u32(IFLA_MTU, mtu);
+        }
+        if let Some(mac) = &change.mac {
+            m.attr(IFLA_ADDRESS, mac);
         }
         if let Some(port) = change.port {
             m.nest(IFLA_LINKINFO, |m| {

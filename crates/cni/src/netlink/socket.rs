@@ -56,6 +56,11 @@ impl Socket {
         Ok(Socket { fd, next_seq: 1, buffer: vec![0; RECEIVE] })
     }
 
+    /// The number of a link in the socket's namespace, without netlink: this takes no lock (`SIOCGIFINDEX`).
+    pub(crate) fn index_of(&self, link: &str) -> io::Result<u32> {
+        Ok(rustix::net::netdevice::name_to_index(&self.fd, link)?)
+    }
+
     /// Sends the batch and waits until each message is answered. `on_data` sees what the kernel sends besides
     /// acknowledgements: the index of the message it answers, and the payload.
     ///

@@ -10,4 +10,5 @@ mod crash;
 mod external;
 mod host_ports;
 mod sharing;
+mod spare;
 mod speed;

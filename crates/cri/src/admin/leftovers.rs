@@ -122,7 +122,8 @@ impl Known {
         let names: Vec<String> = views.iter().map(|pod| pod.id.to_string()).collect();
         let containers = pods.views().containers();
         let ids = names.iter().cloned().chain(containers.iter().map(|container| container.id.to_string()));
-        Known { ids: ids.collect(), monitors: views.iter().map(|pod| pod.monitor).collect(), pods: names }
+        let monitors = views.iter().map(|pod| pod.monitor).chain(pods.spare_monitor());
+        Known { ids: ids.collect(), monitors: monitors.collect(), pods: names }
     }
 
     fn has(&self, name: &str) -> bool {

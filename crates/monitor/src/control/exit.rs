@@ -174,6 +174,7 @@ impl Control {
 
     pub(super) fn forget(&mut self, id: &Id) -> Answer {
         let Some(pod) = &mut self.pod else { return Answer::Refused { why: Refusal::Order } };
+        pod.roots.retain(|(container, _)| container != id);
         let Some(at) = pod.containers.iter().position(|container| container.id == *id) else {
             return Answer::Done;
         };

@@ -41,6 +41,7 @@ impl Control {
             descriptors: &rest,
             streams: [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()],
             pid_namespace: None,
+            root: None,
             restorer: None,
         };
         let launched = match launch(pod, &request) {

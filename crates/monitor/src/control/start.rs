@@ -6,7 +6,9 @@ use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use bowline_launch::{Launched, Launcher, Report, Request as LaunchRequest};
 use bowline_launch_plan::{LaunchPlan, MAX_LEN};
 use bowline_monitor_proto::slot::Slot;
-use bowline_monitor_proto::{Answer, Event, Exec as ExecWish, Exit, FAILED_START, Id, Launch, Pids, Refusal};
+use bowline_monitor_proto::{
+    Answer, Event, Exec as ExecWish, Exit, FAILED_START, Id, Launch, Pids, Refusal, Root,
+};
 use rustix::event::epoll::{self, EventFlags};
 
 use super::{Control, Pod, Token, failed_early, pipe};
@@ -116,6 +118,23 @@ impl Control {
             }
             Err(answer) => Some(answer),
         }
+    }
+
+    /// Makes a root in advance. What fails here fails again, and is told of, at the launch.
+    pub(super) fn prepare(&mut self, wish: &Root) -> Answer {
+        let Some(pod) = &mut self.pod else { return Answer::Refused { why: Refusal::Order } };
+        let known = pod.find(&wish.container).is_some();
+        let made = pod.roots.iter().any(|(container, _)| *container == wish.container);
+        // In a pod with users of its own, the child makes its root on its way out of the monitor's namespace.
+        if known || made || pod.roots.len() >= MAX_CONTAINERS || pod.surroundings.user.is_some() {
+            return Answer::Done;
+        }
+        let label = wish.mount_label.as_deref();
+        let made = bowline_launch::mount_overlay(MOUNT_POINT, &wish.lower, &wish.upper, &wish.work, label);
+        if let Ok(root) = made {
+            pod.roots.push((wish.container, root));
+        }
+        Answer::Done
     }
 
     pub(super) fn exec(
@@ -301,11 +320,16 @@ pub(super) fn start_container(
     let streams = [in_read.as_ref().map_or(null, AsFd::as_fd), out_write.as_fd(), err_write.as_fd()];
     let pid_namespace = pod.pids(&wish.pids).map_err(|why| Answer::Refused { why })?;
     let restored_with = restorer.is_some().then(|| streams.map(|stream| stream.as_raw_fd()));
-    let request = LaunchRequest { plan, descriptors: trees, streams, pid_namespace, restorer };
+    // An overlay whose folders one mount has marked cannot be mounted a second time, so what was made is used.
+    let root = pod.roots.iter().find(|(container, _)| *container == wish.container);
+    let root = root.map(|(_, root)| root.as_fd());
+    let request = LaunchRequest { plan, descriptors: trees, streams, pid_namespace, root, restorer };
     let launched = launch(pod, &request)?;
     let ends = Ends { stdin: in_write, stdout: out_read, stderr: err_read };
     let pid = launched.process.pid;
     keep(pod, wish, plan, launched, ends, log, waiting);
+    // The child has its copy.
+    pod.roots.retain(|(container, _)| *container != wish.container);
     if let Some(container) = pod.containers.last_mut() {
         container.restored_with = restored_with;
     }
@@ -385,7 +409,14 @@ fn start_exec(
     let null = pod.surroundings.null.as_fd();
     let streams = streams.each_ref().map(|stream| stream.as_ref().map_or(null, AsFd::as_fd));
     let pid_namespace = Some(container.pidfd.as_fd());
-    let request = LaunchRequest { plan: &plan, descriptors: &trees, streams, pid_namespace, restorer: None };
+    let request = LaunchRequest {
+        plan: &plan,
+        descriptors: &trees,
+        streams,
+        pid_namespace,
+        root: None,
+        restorer: None,
+    };
     let launched = launch(pod, &request)?;
     let pid = launched.process.pid;
     pod.execs.push(Exec {

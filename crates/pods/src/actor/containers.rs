@@ -1,9 +1,15 @@
 //! Containers, as the actor sees them.
 
+use bowline_launch_plan::Rootfs;
+use bowline_monitor_proto::Root;
 use bowline_nri::api::Event as NriEvent;
 
 use super::*;
 use crate::view::ContainerView;
+
+/// When, after a container has started, the next pod's parts are made: beside the answer, or the call that follows it, that
+/// would cost this pod what it saves the next one.
+const SPARE_AFTER: Duration = Duration::from_millis(20);
 
 impl Actor {
     // --- create ---------------------------------------------------------------------------------------------------
@@ -106,6 +112,7 @@ impl Actor {
         let answer = match result {
             Ok(made) => {
                 let id = made.record.id.clone();
+                self.prepare_root(&made);
                 self.put(made.record, Life::Created, Some(Arc::new(made.compiled)));
                 drop(made.ticket);
                 self.tell_of(&id, PodEventKind::Created);
@@ -119,6 +126,18 @@ impl Actor {
         };
         for reply in creating.waiting {
             let _ = reply.send(answer.clone());
+        }
+    }
+
+    /// Has the monitor mount the container's root while its client gets the answer and asks for the start.
+    fn prepare_root(&self, made: &Made) {
+        if let Some(Rootfs::Overlay { lower, upper, work }) = &made.compiled.plan.rootfs
+            && let Some(monitor) = self.monitor.as_ref().filter(|_| !made.record.restore)
+        {
+            let (lower, upper, work) = (lower.clone(), upper.clone(), work.clone());
+            let mount_label = made.compiled.plan.mount_label.clone();
+            let root = Root { container: *made.record.id.as_bytes(), lower, upper, work, mount_label };
+            monitor.tell(Request::Prepare { root });
         }
     }
 
@@ -332,9 +351,7 @@ impl Actor {
                 }
                 self.happen(id, Event::Started { pid: started.pid, at: started.at });
                 self.answer_start(id, Ok(()));
-                // Now that nobody waits for this pod: beside its other calls it would cost them what it saves the next one.
-                let shared = self.shared.clone();
-                tokio::task::spawn_blocking(move || shared.spare_network.fill());
+                self.shared.clone().fill_spare_after(SPARE_AFTER);
             }
             Err((exit, error)) => {
                 self.happen(id, Event::StartFailed { exit });
@@ -466,7 +483,8 @@ impl Actor {
             if let Some((told, stop)) = told {
                 told.tell_removal(stop).await;
             }
-            if let Some(monitor) = monitor.filter(|_| ran) {
+            if let Some(monitor) = monitor {
+                // Of one that never ran it may have the root.
                 let _ = monitor.call(Request::Forget { container: *id.as_bytes() }, &[]).await;
             }
             let result = blocking("remove a container", move || {

@@ -84,6 +84,8 @@ impl Actor {
             return;
         }
         self.stopping = true;
+        // Who stops a pod often starts one right after, and can wait for this one more easily.
+        self.shared.clone().fill_spare_after(Duration::ZERO);
         let live: Vec<ContainerId> = self
             .containers
             .iter()
