@@ -157,6 +157,12 @@ async fn exec(node: Node) -> Result<()> {
         let container = spec.security(|security| security.privileged = privileged).start().await?;
         let label = container.says("attr").await?.get("attr")?.to_owned();
         same!(container.exec(&["attr"]).await?.get("attr")?, label.as_str(), "the label of an exec");
+        if privileged {
+            // Others are not shown this file.
+            let report = container.exec(&["read", "/proc/keys", "keys"]).await?;
+            let keys = report.get("read.keys")?;
+            ensure!(keys.contains(" _ses"), "no session keyring of its own: {keys}");
+        }
     }
     Ok(())
 }
