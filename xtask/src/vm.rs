@@ -13,6 +13,7 @@ mod base;
 mod packages;
 mod programs;
 mod qemu;
+mod selinux;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -22,7 +23,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::{build, critest, install};
 
 const HELP: &str = "\
-cargo xtask vm [--kernel 6.1|6.12] [--systemd] [--timeout SECONDS] [--with FILE].. COMMAND..
+cargo xtask vm [--kernel 6.1|6.12] [--systemd | --selinux] [--timeout SECONDS] [--with FILE].. COMMAND..
 cargo xtask vm [OPTIONS] critest --images LAYOUT [ARGS]
 cargo xtask vm smoke
 
@@ -34,6 +35,7 @@ On the guest's PATH: bowline, check-own, with-daemon, demo, criu, and the tests 
 
   --kernel    6.1 (bookworm, default) or 6.12 (its backports)
   --systemd   Debian with systemd as PID 1; else a bare init
+  --selinux   SELinux, enforcing for containers, instead of AppArmor; with the bare init
   --timeout   how long the guest may take, 3600 unless told
   --with      another file to put on the guest's PATH
 ";
@@ -62,6 +64,8 @@ const PATIENCE: &str = "10";
 struct Guest {
     kernel: Kernel,
     systemd: bool,
+    /// SELinux instead of AppArmor.
+    selinux: bool,
 }
 
 /// Which of Debian's kernels.
@@ -126,7 +130,7 @@ pub fn smoke() -> Result<()> {
     for kernel in [Kernel::V6_1, Kernel::V6_12] {
         let mut command = ["check-own", "--patience", PATIENCE].map(str::to_owned).to_vec();
         command.extend(SMOKE.iter().flat_map(|case| ["--case".to_owned(), (*case).to_owned()]));
-        let guest = Guest { kernel, systemd: false };
+        let guest = Guest { kernel, systemd: false, selinux: false };
         let options =
             Options { guest, timeout: Duration::from_secs(600), with: Vec::new(), images: None, command };
         println!("xtask: the smoke set on cgroup v2, kernel {}", kernel.name());
@@ -139,7 +143,7 @@ pub fn smoke() -> Result<()> {
 }
 
 fn parse(args: &[String]) -> Result<Option<Options>> {
-    let mut guest = Guest { kernel: Kernel::V6_1, systemd: false };
+    let mut guest = Guest { kernel: Kernel::V6_1, systemd: false, selinux: false };
     let mut timeout = Duration::from_secs(3600);
     let mut with = Vec::new();
     let mut words = args.iter();
@@ -155,6 +159,7 @@ fn parse(args: &[String]) -> Result<Option<Options>> {
                 }
             }
             "--systemd" => guest.systemd = true,
+            "--selinux" => guest.selinux = true,
             "--timeout" => {
                 let seconds = value()?.parse().context("--timeout wants a number of seconds")?;
                 timeout = Duration::from_secs(seconds);
@@ -167,6 +172,9 @@ fn parse(args: &[String]) -> Result<Option<Options>> {
                 command.extend(words.by_ref().cloned());
             }
         }
+    }
+    if guest.selinux && guest.systemd {
+        bail!("--selinux: only the bare init loads a policy; leave out --systemd");
     }
     if command.is_empty() {
         bail!("what shall run in the guest? `cargo xtask vm --help`");

@@ -6,6 +6,7 @@
 mod apparmor;
 mod as_text;
 mod error;
+mod selinux;
 
 use std::fs;
 use std::io;
@@ -26,6 +27,7 @@ use crate::log::{Format, Level};
 use crate::traces::TracesSettings;
 use apparmor::ApparmorSettings;
 pub(crate) use error::ConfigError;
+use selinux::SelinuxSettings;
 
 /// Read if it is there and `--config` names no other.
 const DEFAULT_FILE: &str = "/etc/bowline/config.toml";
@@ -76,6 +78,8 @@ pub(crate) struct Settings {
     pub(crate) checkpoint: CheckpointSettings,
     /// AppArmor.
     pub(crate) apparmor: ApparmorSettings,
+    /// SELinux.
+    pub(crate) selinux: SelinuxSettings,
 }
 
 /// `cgroup_driver`.
@@ -496,6 +500,7 @@ fn finish(settings: Settings) -> Result<Config, ConfigError> {
         }
     }
     settings.apparmor.check()?;
+    settings.selinux.check()?;
     let default_network = match network.enable {
         true => Some(DefaultNetwork {
             subnet: network.subnet,

@@ -220,6 +220,7 @@ async fn serve(config: Config, inherited: Inherited) -> Result<(), ServeError> {
     pods_config.checkpoint =
         bowline_pods::CheckpointConfig { criu: checkpoint.criu.clone(), restore: checkpoint.restore };
     pods_config.apparmor = config.settings.apparmor.config();
+    pods_config.selinux = config.settings.selinux.config();
     pods_config.cgroup_driver = driver;
     pods_config.nri = config.nri.as_ref().map(|nri| nri.config.clone());
     let pods = Pods::open(pods_config, store, images.clone(), cni.clone())

@@ -38,7 +38,7 @@ pub(crate) fn perform(name: &str, rest: &[&str]) -> Option<io::Result<()>> {
         ("terminal", []) => terminal(),
         ("stdin", []) => stdin(),
         ("procs", []) => processes(),
-        ("attr", []) => read_into("attr", "/proc/self/attr/current"),
+        ("attr", []) => label(),
         ("oom-score", []) => read_into("oom_score_adj", "/proc/self/oom_score_adj"),
         _ => return None,
     })
@@ -100,6 +100,14 @@ fn lines(key: &str, path: &str) -> io::Result<()> {
 fn read_into(key: &str, path: &str) -> io::Result<()> {
     let bytes = fs::read(path)?;
     say(key, bytes.trim_ascii_end());
+    Ok(())
+}
+
+/// SELinux has the NUL at a label's end shown, AppArmor a newline.
+fn label() -> io::Result<()> {
+    let bytes = fs::read("/proc/self/attr/current")?;
+    let text = bytes.strip_suffix(b"\0").unwrap_or(&bytes);
+    say("attr", text.trim_ascii_end());
     Ok(())
 }
 

@@ -28,6 +28,8 @@ pub(crate) async fn container_status(
 
 /// What `crictl inspect` prints.
 fn info(container: &ContainerView, runtime_spec: Option<&str>) -> Value {
+    let spec = runtime_spec.and_then(|text| serde_json::from_str::<Value>(text).ok()).unwrap_or(Value::Null);
+    let label = |path: &str| spec.pointer(path).cloned().unwrap_or_else(|| "".into());
     json!({
         "sandboxID": container.pod.to_string(),
         "pid": container.life.pid().unwrap_or(0),
@@ -41,9 +43,9 @@ fn info(container: &ContainerView, runtime_spec: Option<&str>) -> Value {
         "cgroup": &*container.cgroup,
         "notes": &*container.notes,
         "config": config(container),
-        "runtimeSpec": runtime_spec
-            .and_then(|text| serde_json::from_str::<Value>(text).ok())
-            .unwrap_or(Value::Null),
+        "processLabel": label("/process/selinuxLabel"),
+        "mountLabel": label("/linux/mountLabel"),
+        "runtimeSpec": spec,
     })
 }
 

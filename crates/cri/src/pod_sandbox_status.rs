@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use bowline_cri_proto::v1;
 use bowline_model::spec::NamespaceMode;
-use bowline_pods::{PodView, Pods};
+use bowline_pods::{PodView, Pods, SelinuxRecord};
 use serde_json::{Value, json};
 use tonic::Status;
 
@@ -39,16 +39,24 @@ fn info(pod: &PodView) -> Value {
         "runtimeType": "bowline",
         "runtimeOptions": Value::Null,
         "cgroup": &*pod.cgroup,
+        "processLabel": label(pod, |labels| &labels.process),
+        "mountLabel": label(pod, |labels| &labels.mount),
         "overhead": pod.resources.overhead,
         "resources": pod.resources.sum,
         "cniResult": serde_json::from_str::<Value>(&pod.cni_result).unwrap_or(Value::Null),
         "runtimeSpec": {
             "hostname": pod.spec.hostname,
             "annotations": pod.spec.annotations,
-            "linux": { "namespaces": namespaces(pod) },
+            "process": { "selinuxLabel": label(pod, |labels| &labels.process) },
+            "linux": { "namespaces": namespaces(pod), "mountLabel": label(pod, |labels| &labels.mount) },
         },
         "config": serde_json::to_value(&*pod.spec).unwrap_or(Value::Null),
     })
+}
+
+/// A part of the pod's SELinux labels; empty: none.
+fn label(pod: &PodView, part: impl Fn(&SelinuxRecord) -> &str) -> &str {
+    pod.selinux.as_deref().map_or("", part)
 }
 
 /// The pod's own namespaces, by the process that holds them.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use bowline_cni::NetworkStatus;
 use bowline_cri_proto::v1;
-use bowline_pods::{Ability, ApparmorState, NRI_VERSION, PluginState, Pods};
+use bowline_pods::{Ability, ApparmorState, NRI_VERSION, PluginState, Pods, SelinuxState};
 use serde_json::json;
 
 use crate::ServerInfo;
@@ -25,6 +25,7 @@ pub(crate) fn status(pods: &Pods, server: &ServerInfo, verbose: bool) -> v1::Sta
                 let abilities = (&pods.checkpoint_ability(), pods.apparmor());
                 let mut info = info(server, &pods.cni().status(), abilities, &pods.plugins().0);
                 let driver = pods.cgroup_driver();
+                info.insert("selinux".to_owned(), selinux_status(&pods.selinux()));
                 info.insert("cgroupDriver".to_owned(), format!("{}: {}", driver.driver, driver.why));
                 info
             }
@@ -96,6 +97,15 @@ fn apparmor_status(state: &ApparmorState) -> String {
         ApparmorState::Off(why) => format!("off: {why}"),
         ApparmorState::NoDefault(why) => format!("no default profile: {why}"),
         ApparmorState::Default(profile) => format!("default profile {profile}"),
+    }
+}
+
+fn selinux_status(state: &SelinuxState) -> String {
+    match state {
+        SelinuxState::Off(why) => format!("off: {why}"),
+        SelinuxState::NoDefaults(why) => format!("no labels: {why}"),
+        SelinuxState::On { enforcing: true } => "enforcing".to_owned(),
+        SelinuxState::On { enforcing: false } => "permissive".to_owned(),
     }
 }
 

@@ -76,6 +76,8 @@ wire_struct! {
         pub apparmor: Option<CString>,
         /// SELinux label to take at exec.
         pub selinux: Option<CString>,
+        /// SELinux label of the root and of what is mounted for the process alone.
+        pub mount_label: Option<CString>,
         /// Wait here, before exec, until one byte can be read from this descriptor.
         pub hold: Option<FdIndex>,
     }
@@ -413,6 +415,7 @@ impl LaunchPlan {
             seccomp: None,
             apparmor: None,
             selinux: None,
+            mount_label: None,
             hold: None,
         }
     }

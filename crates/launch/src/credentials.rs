@@ -28,6 +28,17 @@ pub(crate) fn label(prepared: &Prepared<'_>) -> Outcome {
     }
     if let Some(label) = &plan.selinux {
         write(prepared, c"thread-self/attr/exec", label.as_bytes()).map_err(at(Stage::Label, 1))?;
+        // Keys are asked for by label as files are. The session's keyring is the daemon's until here; a kernel without
+        // keyrings has none to share.
+        match write(prepared, c"thread-self/attr/keycreate", label.as_bytes()) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::NOENT) => return Ok(()),
+            Err(errno) => return Err(at(Stage::Label, 2)(errno)),
+        }
+        match bowline_linux::process::new_session_keyring() {
+            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::NOSYS.raw_os_error()) => {}
+            other => other.map_err(io_at(Stage::Label, 3))?,
+        }
     }
     Ok(())
 }

@@ -64,8 +64,8 @@ pub(crate) fn hand_over(prepared: &Prepared<'_>, restorer: &Restorer<'_>, root: 
     clone::unshare(ns::MOUNT).map_err(io_at(Stage::Lend, 3))?;
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     mount_change(c"/", private).map_err(failed(4))?;
-    let own =
-        root::new_file_system(c"tmpfs", c"bowline", &[], attr::NOSUID | attr::NODEV).map_err(failed(5))?;
+    let own = root::new_file_system(c"tmpfs", c"bowline", &[], None, attr::NOSUID | attr::NODEV)
+        .map_err(failed(5))?;
     move_mount(&own, c"", CWD, restorer.place, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).map_err(failed(6))?;
     lay(own.as_fd(), c"root", tree.as_fd()).map_err(failed(7))?;
     for (index, part) in lent.parts.iter().enumerate() {

@@ -358,28 +358,49 @@ fn programs(plan: &LaunchPlan) -> Vec<CString> {
 /// The overlay's options as one text. A mount's data is one page; the trailing NUL is part of it.
 fn overlay_options(plan: &LaunchPlan) -> Result<Option<CString>, LaunchError> {
     let Some(Rootfs::Overlay { lower, upper, work }) = &plan.rootfs else { return Ok(None) };
-    overlay_data(lower, upper, work).map(Some)
+    overlay_data(lower, upper, work, plan.mount_label.as_deref()).map(Some)
 }
 
-fn overlay_data(lower: &[CString], upper: &CStr, work: &CStr) -> Result<CString, LaunchError> {
+fn overlay_data(
+    lower: &[CString],
+    upper: &CStr,
+    work: &CStr,
+    label: Option<&CStr>,
+) -> Result<CString, LaunchError> {
     let mut text = lower_directories(lower);
     for (key, value) in [(&b",upperdir="[..], upper), (b",workdir=", work)] {
         text.extend_from_slice(key);
         text.extend_from_slice(value.to_bytes());
     }
     text.extend_from_slice(b",volatile");
+    add_context(&mut text, label);
     mount_data(text)
 }
 
 /// Mounts the overlay of a plan to come, as [`Request::root`] takes it: attached nowhere. `place` is an empty folder that
-/// serves on the way; paths are those that the plan will have, relative ones to where the caller is.
-pub fn mount_overlay(place: &CStr, lower: &[CString], upper: &CStr, work: &CStr) -> io::Result<OwnedFd> {
-    let options = overlay_data(lower, upper, work).map_err(io::Error::other)?;
+/// serves on the way; paths and the SELinux label are those that the plan will have, relative paths to where the caller is.
+pub fn mount_overlay(
+    place: &CStr,
+    lower: &[CString],
+    upper: &CStr,
+    work: &CStr,
+    label: Option<&CStr>,
+) -> io::Result<OwnedFd> {
+    let options = overlay_data(lower, upper, work, label).map_err(io::Error::other)?;
     bowline_linux::mount::mount(c"overlay", place, c"overlay", 0, &options)?;
     let tree = root::detached(place);
     // It covers the place for all that comes after.
     rustix::mount::unmount(place, rustix::mount::UnmountFlags::DETACH)?;
     Ok(tree?)
+}
+
+/// The label of all that is in an overlay. In quotes: a label has commas.
+fn add_context(text: &mut Vec<u8>, label: Option<&CStr>) {
+    if let Some(label) = label {
+        text.extend_from_slice(b",context=\"");
+        text.extend_from_slice(label.to_bytes());
+        text.push(b'"');
+    }
 }
 
 /// The layers of an overlay, topmost first.

@@ -145,7 +145,7 @@ fn run(prepared: &Prepared<'_>, root: BorrowedFd<'_>, index: usize, masks: &mut 
             let made = find_or_make(root, path, Make::Dir)?;
             rustix::fs::chmodat(&made, c".", Mode::from_raw_mode(*mode), AtFlags::empty())
         }
-        Step::Mask { path } => mask(root, path, masks),
+        Step::Mask { path } => mask(prepared, root, path, masks),
         Step::Keep { path } => rebind(root, path, &Change::default()),
         Step::Attributes { path, attr_set, attr_clr, recursive } => {
             let place = open(root, path, OFlags::PATH | OFlags::CLOEXEC)?;
@@ -178,15 +178,20 @@ fn mount_step(prepared: &Prepared<'_>, root: BorrowedFd<'_>, index: usize) -> Re
             made.as_fd()
         }
         Source::Layers { .. } => volume::tree(prepared, index, &mut volume)?,
-        Source::New { fstype, name, options } => match new_file_system(fstype, name, options, *attr_set) {
-            Ok(tree) => {
-                made = tree;
-                made.as_fd()
+        Source::New { fstype, name, options } => {
+            match new_file_system(fstype, name, options, None, *attr_set) {
+                Ok(tree) => {
+                    if fstype.as_c_str() == c"mqueue" {
+                        label_root(prepared, tree.as_fd())?;
+                    }
+                    made = tree;
+                    made.as_fd()
+                }
+                // Not in this kernel.
+                Err(Errno::NODEV) if *optional => return Ok(()),
+                Err(errno) => return Err(errno),
             }
-            // Not in this kernel.
-            Err(Errno::NODEV) if *optional => return Ok(()),
-            Err(errno) => return Err(errno),
-        },
+        }
     };
     let is_new = matches!(source, Source::New { .. });
     let own = *propagation & !propagation::REC;
@@ -230,6 +235,7 @@ pub(crate) fn new_file_system(
     fstype: &CStr,
     name: &CStr,
     options: &[(std::ffi::CString, Option<std::ffi::CString>)],
+    label: Option<&CStr>,
     attributes: u64,
 ) -> Result<OwnedFd, Errno> {
     let context = fsopen(fstype, FsOpenFlags::FSOPEN_CLOEXEC)?;
@@ -242,12 +248,33 @@ pub(crate) fn new_file_system(
             None => fsconfig_set_flag(context.as_fd(), key.as_c_str())?,
         }
     }
+    if let Some(label) = label {
+        fsconfig_set_string(context.as_fd(), c"context", label)?;
+    }
     fsconfig_create(context.as_fd())?;
     let attributes = MountAttrFlags::from_bits_retain(attributes as u32);
     fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)
 }
 
-fn mask(root: BorrowedFd<'_>, path: &CStr, masks: &mut Masks) -> Result<(), Errno> {
+/// Labels the root of the pod's message queues, which all its containers share: the kernel made the file system with the IPC
+/// namespace, so a mount's options come too late. A user namespace may not be allowed to; its queues stay as they are.
+fn label_root(prepared: &Prepared<'_>, tree: BorrowedFd<'_>) -> Result<(), Errno> {
+    let Some(label) = &prepared.request.plan.mount_label else { return Ok(()) };
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let folder = rustix::fs::openat(tree, c".", flags, Mode::empty())?;
+    match rustix::fs::fsetxattr(
+        &folder,
+        c"security.selinux",
+        label.as_bytes(),
+        rustix::fs::XattrFlags::empty(),
+    ) {
+        Err(Errno::NOTSUP) => Ok(()),
+        Err(Errno::PERM | Errno::ACCESS) if prepared.launcher.user.is_some() => Ok(()),
+        other => other,
+    }
+}
+
+fn mask(prepared: &Prepared<'_>, root: BorrowedFd<'_>, path: &CStr, masks: &mut Masks) -> Result<(), Errno> {
     let place = match open(root, path, OFlags::PATH | OFlags::CLOEXEC) {
         Ok(place) => place,
         Err(Errno::NOENT | Errno::NOTDIR) => return Ok(()),
@@ -262,8 +289,9 @@ fn mask(root: BorrowedFd<'_>, path: &CStr, masks: &mut Masks) -> Result<(), Errn
     if let Some(first) = &masks.folder {
         return attach(open_tree(first, c"", clone)?.as_fd(), place.as_fd());
     }
-    let tree =
-        new_file_system(c"tmpfs", c"tmpfs", &[], attr::RDONLY | attr::NOSUID | attr::NODEV | attr::NOEXEC)?;
+    let attributes = attr::RDONLY | attr::NOSUID | attr::NODEV | attr::NOEXEC;
+    let label = prepared.request.plan.mount_label.as_deref();
+    let tree = new_file_system(c"tmpfs", c"tmpfs", &[], label, attributes)?;
     attach(tree.as_fd(), place.as_fd())?;
     masks.folder = Some(tree);
     Ok(())

@@ -9,7 +9,7 @@ use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, UnmountFlags, open_tree, unmount};
 
-use crate::{LaunchError, Prepared, lower_directories, mount_data, root};
+use crate::{LaunchError, Prepared, add_context, lower_directories, mount_data, root};
 
 /// An image volume, laid out before the clone.
 pub(crate) struct Volume {
@@ -27,7 +27,11 @@ pub(crate) fn lay_out(plan: &LaunchPlan) -> Result<Vec<Volume>, LaunchError> {
         let overlay = match lower.as_slice() {
             [] => return Err(LaunchError::BadPlan("an image volume has no layers")),
             [_] => None,
-            several => Some(mount_data(lower_directories(several))?),
+            several => {
+                let mut text = lower_directories(several);
+                add_context(&mut text, plan.mount_label.as_deref());
+                Some(mount_data(text)?)
+            }
         };
         volumes.push(Volume { step, overlay });
     }

@@ -25,6 +25,16 @@ pub fn close_on_exec_from(first: u32) -> io::Result<()> {
     if ret == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Gives the calling process a new session keyring without a name, instead of the one that it shares with its parent
+/// (keyctl(2), `KEYCTL_JOIN_SESSION_KEYRING`).
+pub fn new_session_keyring() -> io::Result<()> {
+    const JOIN_SESSION_KEYRING: libc::c_int = 1;
+    // SAFETY: plain numbers and a null pointer, which stands for "no name"; no memory is read.
+    let ret =
+        unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, std::ptr::null::<u8>(), 0, 0, 0) };
+    if ret >= 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Gives signals that are ignored (SIGPIPE, by Rust's runtime) their default action back and blocks none.
 pub fn reset_signals() {
     // SAFETY: `set` is initialised by sigemptyset before it is read; SIG_DFL is a valid action for SIGPIPE.

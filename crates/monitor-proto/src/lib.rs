@@ -149,6 +149,8 @@ wire_struct! {
         pub upper: std::ffi::CString,
         /// As in the plan.
         pub work: std::ffi::CString,
+        /// As in the plan.
+        pub mount_label: Option<std::ffi::CString>,
     }
 }
 
@@ -187,6 +189,19 @@ wire_struct! {
         pub group: std::ffi::CString,
         /// Make a user namespace, and in it the network, IPC and UTS namespace.
         pub user: Option<UserSetup>,
+        /// SELinux labels of the pod.
+        pub labels: Option<PodLabels>,
+    }
+}
+
+wire_struct! {
+    /// The SELinux labels of a pod.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub struct PodLabels {
+        /// Of /dev/shm and of the init's root.
+        pub mount: std::ffi::CString,
+        /// Of the init, where the policy lets the monitor give it; empty: the monitor's.
+        pub process: std::ffi::CString,
     }
 }
 

@@ -5,24 +5,29 @@
 //! and so the monitor's (PDEATHSIG), ends every process of the namespace.
 
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use bowline_linux::clone::{self, CloneOptions, Cloned, ns};
 use bowline_linux::{exec, message, process};
+use bowline_monitor_proto::PodLabels;
+use rustix::fs::{Mode, OFlags};
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags, fsconfig_create, fsmount,
-    fsopen, move_mount, unmount,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
+    fsconfig_set_string, fsmount, fsopen, move_mount, unmount,
 };
 
 use crate::setup::MOUNT_POINT;
 use crate::user::UserSpace;
 
+/// SELinux labels of the pod, and a procfs by which to take them.
+type Labels<'a> = Option<(&'a PodLabels, BorrowedFd<'a>)>;
+
 /// Starts the init in a new PID namespace, which `user` owns if it is given.
-pub fn start(user: Option<&UserSpace>) -> io::Result<Cloned> {
+pub fn start(user: Option<&UserSpace>, labels: Labels<'_>) -> io::Result<Cloned> {
     // By it the child sees whether we died before it asked to die with us.
     let monitor =
         rustix::process::pidfd_open(rustix::process::getpid(), rustix::process::PidfdFlags::empty())?;
-    let init = || match confine(&monitor, user.is_some()) {
+    let init = || match confine(&monitor, user.is_some(), labels) {
         Ok(()) => process::reap_for_ever(),
         Err(_) => exec::exit_now(1),
     };
@@ -69,7 +74,7 @@ fn start_below(
 }
 
 /// No allocation here: this is the child of a clone.
-fn confine(monitor: &OwnedFd, below: bool) -> Result<(), rustix::io::Errno> {
+fn confine(monitor: &OwnedFd, below: bool, labels: Labels<'_>) -> Result<(), rustix::io::Errno> {
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
     let mut poll = [rustix::event::PollFd::new(monitor, rustix::event::PollFlags::IN)];
     if rustix::event::poll(&mut poll, Some(&rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 }))? != 0 {
@@ -82,6 +87,9 @@ fn confine(monitor: &OwnedFd, below: bool) -> Result<(), rustix::io::Errno> {
         rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
     }
     let context = fsopen(c"tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    if let Some((labels, _)) = labels {
+        fsconfig_set_string(context.as_fd(), c"context", labels.mount.as_c_str())?;
+    }
     fsconfig_create(&context)?;
     let empty = MountAttrFlags::MOUNT_ATTR_RDONLY
         | MountAttrFlags::MOUNT_ATTR_NOEXEC
@@ -93,6 +101,20 @@ fn confine(monitor: &OwnedFd, below: bool) -> Result<(), rustix::io::Errno> {
     unmount(c".", UnmountFlags::DETACH)?;
     rustix::process::chdir(c"/")?;
     rustix::thread::set_no_new_privs(true)?;
+    if let Some((labels, procfs)) = labels {
+        take_label(procfs, labels);
+    }
     process::capabilities::set(0, 0, 0).map_err(|_| rustix::io::Errno::PERM)?;
     Ok(())
+}
+
+/// Takes the pod's label without an exec. Few policies let anybody do that; with the monitor's label the init is no less
+/// confined, but the pod's other processes may not be allowed to look at it.
+fn take_label(procfs: BorrowedFd<'_>, labels: &PodLabels) {
+    if labels.process.is_empty() {
+        return;
+    }
+    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(procfs, c"thread-self/attr/current", flags, Mode::empty());
+    let _ = file.and_then(|file| rustix::io::write(&file, labels.process.as_bytes()));
 }

@@ -28,6 +28,7 @@ mod log;
 mod paths;
 mod peers;
 mod record;
+mod relabel;
 mod setup;
 mod user;
 

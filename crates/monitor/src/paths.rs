@@ -18,6 +18,8 @@ use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
 
+use crate::relabel::{ATTRIBUTE, relabel};
+
 /// Serves the channel at descriptor 0 until its end.
 pub fn serve() -> ExitCode {
     let Ok(channel) = process::take_stdin() else { return ExitCode::FAILURE };
@@ -34,7 +36,7 @@ pub fn serve() -> ExitCode {
         let Ok(request) = decode::<PathRequest>(&buffer[..len]) else { return ExitCode::FAILURE };
         let (answer, opened) = match perform(&request.wish) {
             Ok((real, opened)) => (Opened { errno: 0, real: Blob(real) }, opened),
-            Err(errno) => (Opened { errno: errno.raw_os_error(), real: Blob(Vec::new()) }, None),
+            Err((errno, why)) => (Opened { errno: errno.raw_os_error(), real: Blob(why.into_bytes()) }, None),
         };
         let descriptors: Vec<_> = opened.iter().map(|opened| opened.as_fd()).collect();
         if message::send(channel.as_fd(), &encode(&answer), &descriptors).is_err() {
@@ -45,11 +47,20 @@ pub fn serve() -> ExitCode {
 
 type Found = (Vec<u8>, Option<OwnedFd>);
 
-fn perform(wish: &Wish) -> Result<Found, Errno> {
+/// An error comes with a text where its number does not say enough.
+fn perform(wish: &Wish) -> Result<Found, (Errno, String)> {
+    let plain = |errno| (errno, String::new());
     match wish {
-        Wish::Tree { path, recursive, follow } => Ok((Vec::new(), Some(tree(path, *recursive, *follow)?))),
-        Wish::Log { path } => Ok((Vec::new(), Some(log(path)?))),
-        Wish::Folder { path } => Ok((folder(path)?, None)),
+        Wish::Tree { path, recursive, follow, label } => {
+            let tree = tree(path, *recursive, *follow).map_err(plain)?;
+            if let Some(label) = label {
+                // What is going to be mounted, whatever is at the path by now.
+                relabel(tree.as_fd(), ATTRIBUTE, label).map_err(|error| (error.errno, error.why))?;
+            }
+            Ok((Vec::new(), Some(tree)))
+        }
+        Wish::Log { path } => Ok((Vec::new(), Some(log(path).map_err(plain)?))),
+        Wish::Folder { path } => Ok((folder(path).map_err(plain)?, None)),
     }
 }
 

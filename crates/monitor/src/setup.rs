@@ -88,7 +88,11 @@ pub fn build(setup: &Setup, descriptors: Vec<OwnedFd>) -> io::Result<Surrounding
         }
     }
     if setup.shm_size > 0 {
-        mount_shm(setup.shm_size, user.as_ref())?;
+        mount_shm(
+            setup.shm_size,
+            user.as_ref(),
+            setup.labels.as_ref().map(|labels| labels.mount.as_c_str()),
+        )?;
     }
     match &user {
         None => rustix::process::chdir(setup.layers.as_c_str())?,
@@ -97,7 +101,8 @@ pub fn build(setup: &Setup, descriptors: Vec<OwnedFd>) -> io::Result<Surrounding
             show_kernel(&procfs)?;
         }
     }
-    let init = if setup.shared_pids { Some(crate::init::start(user.as_ref())?) } else { None };
+    let labels = setup.labels.as_ref().map(|labels| (labels, procfs.as_fd()));
+    let init = if setup.shared_pids { Some(crate::init::start(user.as_ref(), labels)?) } else { None };
     Ok(Surroundings { procfs, exits: Exits::new(exits), listener, null, hierarchies, init, user })
 }
 
@@ -126,17 +131,18 @@ fn new_mount(fstype: &CStr, options: &[(&CStr, &CStr)], attributes: MountAttrFla
 
 /// A tmpfs of the host's, whatever user namespace the pod has: what its processes write has their ids anyhow, and the
 /// root of the tmpfs is given to theirs.
-fn mount_shm(size: u64, user: Option<&UserSpace>) -> io::Result<()> {
+fn mount_shm(size: u64, user: Option<&UserSpace>, label: Option<&CStr>) -> io::Result<()> {
     let text = |number: u64| CString::new(number.to_string());
     let (uid, gid) = user.map_or((0, 0), |user| (user.uids.outside, user.gids.outside));
     let (size, uid, gid) = (text(size)?, text(uid.into())?, text(gid.into())?);
-    let options = [
+    let mut options = vec![
         (c"source", c"shm"),
         (c"mode", c"1777"),
         (c"size", size.as_c_str()),
         (c"uid", uid.as_c_str()),
         (c"gid", gid.as_c_str()),
     ];
+    options.extend(label.map(|label| (c"context", label)));
     let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
         | MountAttrFlags::MOUNT_ATTR_NODEV
         | MountAttrFlags::MOUNT_ATTR_NOEXEC;

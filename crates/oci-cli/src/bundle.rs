@@ -54,6 +54,7 @@ impl Bundle {
 
     /// Compiles the plan.
     pub(crate) fn compile(&self, id: &str, cgroups: &CgroupLayout) -> Result<Compiled> {
+        check_labels(&self.spec, Path::new("/sys/fs/selinux/enforce").exists())?;
         let path = self.rootfs.to_str().context("root.path: is not UTF-8")?.to_owned();
         let named = self.spec.linux.as_ref().is_some_and(|linux| !linux.cgroups_path.is_empty());
         let default = groups::default_path(id);
@@ -106,6 +107,17 @@ fn check_version(version: &str) -> Result<()> {
         }
         _ if version.is_empty() => bail!("ociVersion: is missing"),
         _ => bail!("ociVersion: {version:?} is not supported; 1.x.y is"),
+    }
+}
+
+/// The kernel would say only "invalid argument".
+fn check_labels(spec: &Spec, selinux: bool) -> Result<()> {
+    let process = spec.process.as_ref().is_some_and(|process| !process.selinux_label.is_empty());
+    let mounts = spec.linux.as_ref().is_some_and(|linux| !linux.mount_label.is_empty());
+    let asked = [("process.selinuxLabel", process), ("linux.mountLabel", mounts)];
+    match asked.iter().find(|(_, asked)| *asked && !selinux) {
+        Some((field, _)) => bail!("{field}: this host has no SELinux; leave it out"),
+        None => Ok(()),
     }
 }
 
@@ -168,4 +180,27 @@ fn clone_tree(path: &str, recursive: bool, follow: bool) -> io::Result<OwnedFd> 
         flags |= OpenTreeFlags::AT_SYMLINK_NOFOLLOW;
     }
     Ok(open_tree(CWD, path, flags)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_label_needs_a_host_that_has_labels() {
+        let spec = |json: &str| serde_json::from_str::<Spec>(json).unwrap();
+        let bare = spec(r#"{"ociVersion":"1.2.0","process":{"cwd":"/"},"linux":{}}"#);
+        check_labels(&bare, false).unwrap();
+        for (json, field) in [
+            (
+                r#"{"ociVersion":"1.2.0","process":{"cwd":"/","selinuxLabel":"a:b:c:s0"}}"#,
+                "process.selinuxLabel",
+            ),
+            (r#"{"ociVersion":"1.2.0","linux":{"mountLabel":"a:b:c:s0"}}"#, "linux.mountLabel"),
+        ] {
+            let error = check_labels(&spec(json), false).unwrap_err().to_string();
+            assert!(error.starts_with(field), "{error}");
+            check_labels(&spec(json), true).unwrap();
+        }
+    }
 }

@@ -39,7 +39,7 @@ pub struct ContainerInputs<'a> {
     pub image_volumes: &'a BTreeMap<usize, String>,
     /// The text of the profile, where seccomp is `Localhost`.
     pub seccomp_profile: Option<LocalhostSeccomp<'a>>,
-    /// SELinux labels, made by the caller; `None`: no SELinux.
+    /// SELinux labels, as [`container_labels`](crate::container_labels) makes them; `None`: no SELinux.
     pub selinux: Option<&'a SelinuxLabels>,
 }
 
@@ -53,7 +53,7 @@ pub struct LocalhostSeccomp<'a> {
 /// The labels of a container.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct SelinuxLabels {
-    /// Of its processes.
+    /// Of its processes; empty: the policy's choice for children of the daemon.
     pub process: String,
     /// Of its mounts.
     pub mount: String,

@@ -12,6 +12,7 @@ mod cdi;
 mod default_seccomp;
 mod error;
 mod inputs;
+mod labels;
 mod mounts;
 mod process;
 mod resources;
@@ -27,6 +28,10 @@ pub use error::{Note, SpecError};
 pub use inputs::{
     ContainerInputs, HostDevice, ImageDefaults, LocalhostSeccomp, NamespacePaths, NodeFacts, PodFiles,
     SelinuxLabels,
+};
+pub use labels::{
+    ContainerContexts, Label, category_pair, check_selinux_options, container_labels,
+    is_empty as selinux_is_empty, pod_labels,
 };
 pub use mounts::clean_path;
 pub use resources::{linux_resources, merged_resources};

@@ -3,7 +3,7 @@
 use bowline_model::runtime_spec::{CapabilitySets, Seccomp};
 use bowline_model::spec::SecurityProfile;
 
-use crate::{ContainerInputs, Note, SpecError, default_seccomp};
+use crate::{ContainerInputs, Note, SpecError, default_seccomp, labels};
 
 /// The seccomp profile. A privileged container has none, whatever it asks for: that is what privileged means to
 /// the kubelet's API.
@@ -73,18 +73,15 @@ pub(crate) fn apparmor(inputs: &ContainerInputs<'_>, notes: &mut Vec<Note>) -> R
     }
 }
 
-/// Labels are not built. Where there is no SELinux nobody misses them; where there is, a container must not run with less
-/// than it asked for.
+/// Where there is no SELinux nobody misses a label; where there is, but no defaults to make one from, a container must not run
+/// with less than it asked for.
 pub(crate) fn selinux(inputs: &ContainerInputs<'_>) -> Result<(), SpecError> {
     let asked = inputs.container.security.selinux.as_ref().or(inputs.pod.security.selinux.as_ref());
-    let is_empty = asked.is_none_or(|label| {
-        [&label.user, &label.role, &label.r#type, &label.level].iter().all(|part| part.is_empty())
-    });
-    if is_empty || !inputs.node.selinux || inputs.selinux.is_some() {
+    if asked.is_none_or(labels::is_empty) || !inputs.node.selinux || inputs.selinux.is_some() {
         return Ok(());
     }
     Err(SpecError::invalid(
         "security_context.selinux_options",
-        "SELinux labels are not supported by this version of bowline; leave them out",
+        "no label can be made: the node's policy has none for containers; install one (container-selinux), or leave it out",
     ))
 }

@@ -167,9 +167,17 @@ pub fn compile(inputs: &PlanInputs<'_>) -> Result<Compiled, PlanError> {
     if let Some(profile) = &linux.seccomp {
         plan.seccomp = Some(inputs.seccomp.compile(profile, inputs.arch)?);
     }
-    let label = |field: &str, text: &str| (!text.is_empty()).then(|| c_string(field, text)).transpose();
+    let label = |field: &str, text: &str| match text {
+        "" => Ok(None),
+        // It becomes an option in quotes.
+        text if text.contains(|letter: char| letter == '"' || letter.is_control()) => {
+            Err(PlanError::invalid(field, format!("{text:?} is no label")))
+        }
+        text => c_string(field, text).map(Some),
+    };
     plan.apparmor = label("process.apparmorProfile", &process.apparmor_profile)?;
     plan.selinux = label("process.selinuxLabel", &process.selinux_label)?;
+    plan.mount_label = label("linux.mountLabel", &linux.mount_label)?;
     let hooks = spec.hooks.clone().filter(|hooks| !hooks.is_empty());
     Ok(Compiled { plan, descriptors: descriptors.0, hooks, notes })
 }

@@ -1,5 +1,7 @@
 //! The mount program: folders, mounts with the devices in /dev, hidden and read-only paths.
 
+use std::ffi::CString;
+
 use bowline_launch_plan::{Source, Step, TargetKind};
 use bowline_model::cgroup::{CgroupLayout, CgroupMode, Hierarchy};
 use bowline_model::runtime_spec::{Linux, Mount, Spec};
@@ -122,9 +124,8 @@ impl<'a> Parsed<'a> {
                 let name = if self.mount.source.is_empty() { kind } else { &self.mount.source };
                 let mut data = self.options.data.clone();
                 // File systems without labels of their own get the container's, as a whole.
-                if matches!(kind, "tmpfs" | "ramfs" | "devpts") && !inputs.linux.mount_label.is_empty() {
-                    let label = c_string("linux.mountLabel", inputs.linux.mount_label.as_str())?;
-                    data.push((c"context".into(), Some(label)));
+                if matches!(kind, "tmpfs" | "ramfs" | "devpts") {
+                    data.extend(context(inputs)?);
                 }
                 let source = new_source(&self.field, kind, name, data)?;
                 self.push(source, TargetKind::Dir, steps)
@@ -212,7 +213,8 @@ impl<'a> Parsed<'a> {
         }
         let common = attr::NOSUID | attr::NODEV | attr::NOEXEC;
         let readonly = self.options.top.set & attr::RDONLY;
-        let mode = vec![(c"mode".into(), Some(c"755".into()))];
+        let mut mode = vec![(c"mode".into(), Some(c"755".into()))];
+        mode.extend(context(inputs)?);
         steps.push(self.at("", new_source(&self.field, "tmpfs", "cgroup", mode)?, common)?);
         for hierarchy in &inputs.layout.hierarchies {
             if hierarchy.folder.is_empty() {
@@ -252,6 +254,15 @@ impl<'a> Parsed<'a> {
     }
 }
 
+/// The option that labels a whole file system.
+fn context(inputs: &MountInputs<'_>) -> Result<Option<(CString, Option<CString>)>, PlanError> {
+    let label = inputs.linux.mount_label.as_str();
+    if label.is_empty() {
+        return Ok(None);
+    }
+    Ok(Some((c"context".into(), Some(c_string("linux.mountLabel", label)?))))
+}
+
 fn hierarchy_source(field: &str, hierarchy: &Hierarchy) -> Result<Source, PlanError> {
     if hierarchy.unified {
         return new_source(field, "cgroup2", "cgroup", Vec::new());
@@ -273,7 +284,7 @@ fn new_source(
     field: &str,
     fstype: &str,
     name: &str,
-    options: Vec<(std::ffi::CString, Option<std::ffi::CString>)>,
+    options: Vec<(CString, Option<CString>)>,
 ) -> Result<Source, PlanError> {
     Ok(Source::New { fstype: c_string(field, fstype)?, name: c_string(field, name)?, options })
 }

@@ -195,6 +195,33 @@ fn namespaces_of_the_launcher_are_not_joined_again() {
 }
 
 #[test]
+fn a_mount_label_reaches_every_file_system_that_is_the_containers_own() {
+    let label = "system_u:object_r:container_file_t:s0:c1,c2";
+    let mut labelled = spec("plain");
+    labelled.linux.as_mut().unwrap().mount_label = label.into();
+    for layout in [v2(), hybrid()] {
+        let plan = try_compile(&labelled, &layout).unwrap().plan;
+        assert_eq!(plan.mount_label.as_deref().map(|label| label.to_str().unwrap()), Some(label));
+        for step in &plan.steps {
+            let Step::Mount { source: Source::New { fstype, options, .. }, target, .. } = step else {
+                continue;
+            };
+            let context = options.iter().find(|(key, _)| key.as_c_str() == c"context");
+            let value = context.and_then(|(_, value)| value.as_deref()).map(|value| value.to_str().unwrap());
+            let takes_one = fstype.as_c_str() == c"tmpfs" || fstype.as_c_str() == c"devpts";
+            assert_eq!(value, takes_one.then_some(label), "{target:?}");
+        }
+    }
+    // In an overlay's options it stands in quotes.
+    for bad in ["a:b:c:s0\",lowerdir=/", "a:b:c:s0\n"] {
+        let mut spec = spec("plain");
+        spec.linux.as_mut().unwrap().mount_label = bad.into();
+        let error = try_compile(&spec, &v2()).unwrap_err().to_string();
+        assert!(error.contains("linux.mountLabel"), "{error}");
+    }
+}
+
+#[test]
 fn a_kernel_without_a_capability_gets_a_note() {
     let spec = spec("privileged");
     let compiled =

@@ -473,6 +473,7 @@ impl Actor {
             monitor: if self.monitor.is_some() { self.record.monitor } else { 0 },
             cgroup: self.record.cgroup.as_str().into(),
             resources: self.record.resources.clone(),
+            selinux: self.record.selinux.clone().map(Arc::new),
         });
     }
 

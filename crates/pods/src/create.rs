@@ -13,7 +13,9 @@ use bowline_model::runtime_spec::Spec;
 use bowline_model::spec::{ContainerSpec, NamespaceMode, PodSpec, Propagation, SecurityProfile};
 use bowline_model::{ContainerId, SandboxId, Signal};
 use bowline_nri::Ticket;
-use bowline_oci::{ContainerInputs, ImageDefaults, LocalhostSeccomp, NamespacePaths, ResolvedUser};
+use bowline_oci::{
+    ContainerInputs, ImageDefaults, LocalhostSeccomp, NamespacePaths, ResolvedUser, SelinuxLabels,
+};
 use bowline_plan::{Compiled, PlanInputs, RootfsSource};
 use bowline_store::{
     ContainerRecord, ImageRecord, ImageVolumeRecord, LifeRecord, PodRecord, UserRecord, VERSION,
@@ -110,11 +112,15 @@ fn build(
     let user = resolve_user(shared, &spec, image, layers)?;
     let cgroup = format!("{}/{id}", pod.cgroup);
     let paths = volumes::image_paths(&id, &image_volumes);
-    let (mut oci, directories, notes) = oci_spec(shared, pod, &spec, &id, image, &user, &cgroup, &paths)?;
+    let labels = shared.selinux.label_container(pod, &spec.security, pid_mode(&pod.spec, &spec))?;
+    let relabel =
+        labels.as_ref().and_then(|labels| shared.selinux.volume_label(&pod.spec, &spec.security, labels));
+    let (mut oci, directories, notes) =
+        oci_spec(shared, pod, &spec, &id, image, &user, &cgroup, &paths, labels.as_ref())?;
     shared.apparmor.require(oci.process.as_ref().map_or("", |process| process.apparmor_profile.as_str()))?;
     let mut device_sources = devices::elsewhere(&spec);
     device_sources.extend(cdi::apply(&shared.config.cdi_folders, &spec.cdi_devices, &mut oci)?);
-    check_mounts(shared, &spec)?;
+    check_mounts(shared, &spec, relabel.is_some())?;
     let mut record = ContainerRecord {
         version: VERSION,
         id: id.clone(),
@@ -134,6 +140,7 @@ fn build(
         notes,
         image_volumes,
         restore: taken.is_some(),
+        relabel,
         spec,
     };
     let mut stored = Stored { spec: oci, directories, device_sources };
@@ -187,6 +194,7 @@ fn oci_spec(
     user: &ResolvedUser,
     cgroup: &str,
     image_volumes: &BTreeMap<usize, String>,
+    labels: Option<&SelinuxLabels>,
 ) -> Result<(Spec, Vec<String>, Vec<String>), PodError> {
     let mut spec = asked.clone();
     spec.security.namespaces.pid = pid_mode(&pod.spec, asked);
@@ -233,7 +241,7 @@ fn oci_spec(
         devices: &devices,
         image_volumes,
         seccomp_profile: profile.as_deref().map(|json| LocalhostSeccomp { json }),
-        selinux: None,
+        selinux: labels,
     };
     let built = bowline_oci::container_spec(&inputs).map_err(|error| PodError::Invalid(error.to_string()))?;
     let notes = built.notes.iter().map(|note| format!("{}: {}", note.field, note.text)).collect();
@@ -287,13 +295,20 @@ fn log_path(pod: &PodSpec, spec: &ContainerSpec) -> Result<String, PodError> {
 }
 
 /// Sources that are missing are made as folders, as the peers do; what is asked of propagation must be there to give.
-fn check_mounts(shared: &Shared, spec: &ContainerSpec) -> Result<(), PodError> {
+fn check_mounts(shared: &Shared, spec: &ContainerSpec, relabels: bool) -> Result<(), PodError> {
     for (index, mount) in spec.mounts.iter().enumerate() {
         if mount.image.is_some() {
             continue;
         }
         let what = format!("look at mounts[{index}].host_path {}", mount.host_path);
         let real = crate::start::host_folder(shared, &mount.host_path, &what)?;
+        if mount.selinux_relabel && relabels && bowline_monitor_proto::paths::is_system(&real) {
+            return Err(PodError::Invalid(format!(
+                "mounts[{index}].selinux_relabel: SELinux labels of {} are the system's and not changed; give the container \
+                 another folder",
+                real.display()
+            )));
+        }
         if mount.propagation == Propagation::Private {
             continue;
         }
@@ -353,8 +368,8 @@ fn make_writable_layer(shared: &Shared, pod: &PodSpec, record: &ContainerRecord)
             }
             None => (0o755, 0, 0),
         };
-        if record.image_volumes.iter().any(|volume| volume.layers.is_empty()) {
-            // Something must be mounted.
+        if record.image_volumes.iter().any(|volume| volume.layers.len() < 2) {
+            // Something must be mounted; with SELinux, an overlay, of which one layer makes none.
             fs::create_dir(folder.join("lower"))?;
         }
         let (uid, gid) = match user::of_pod(pod) {

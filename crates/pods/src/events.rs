@@ -172,6 +172,7 @@ mod tests {
             monitor: 0,
             cgroup: "".into(),
             resources: Default::default(),
+            selinux: None,
         }
     }
 

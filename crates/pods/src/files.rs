@@ -66,18 +66,25 @@ pub fn connect(state: &Path, pod: &SandboxId) -> io::Result<OwnedFd> {
     bowline_linux::message::connect(dir.as_fd(), SOCKET_NAME)
 }
 
-/// Writes hosts, hostname and resolv.conf, as containers without mounts of their own there will see them.
+/// Writes hosts, hostname and resolv.conf, as containers without mounts of their own there will see them, with an SELinux
+/// label if there is one.
 pub fn write_names(
     state: &Path,
     pod: &SandboxId,
     spec: &PodSpec,
     hostname: &str,
     ips: &[String],
+    label: Option<&str>,
 ) -> io::Result<()> {
     let folder = folder(state, pod);
-    fs::write(folder.join("hostname"), format!("{hostname}\n"))?;
-    fs::write(folder.join("hosts"), hosts(spec, hostname, ips)?)?;
-    fs::write(folder.join("resolv.conf"), resolv_conf(spec)?)
+    let write = |name: &str, text: Vec<u8>| {
+        let path = folder.join(name);
+        fs::write(&path, text)?;
+        label.map_or(Ok(()), |label| crate::selinux::label_file(&path, label))
+    };
+    write("hostname", format!("{hostname}\n").into_bytes())?;
+    write("hosts", hosts(spec, hostname, ips)?)?;
+    write("resolv.conf", resolv_conf(spec)?)
 }
 
 fn hosts(spec: &PodSpec, hostname: &str, ips: &[String]) -> io::Result<Vec<u8>> {

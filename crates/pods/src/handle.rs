@@ -25,6 +25,7 @@ use crate::host::Host;
 use crate::monitor::Program;
 use crate::nri::PluginsRuntime;
 use crate::operations::{Operation, Timing};
+use crate::selinux::{Selinux, SelinuxConfig};
 use crate::shared::{Shared, blocking, now, random_id};
 use crate::stats::{self, PodFigures, PodStats, Sources, Stats};
 use crate::view::{ContainerView, PodView, Views};
@@ -49,6 +50,8 @@ pub struct PodsConfig {
     pub checkpoint: CheckpointConfig,
     /// AppArmor.
     pub apparmor: ApparmorConfig,
+    /// SELinux.
+    pub selinux: SelinuxConfig,
     /// Plugins; `None`: nobody is ever asked.
     pub nri: Option<NriConfig>,
     /// Who makes pods' cgroups.
@@ -73,6 +76,7 @@ impl PodsConfig {
             path_patience: crate::paths::PATIENCE,
             checkpoint: CheckpointConfig::default(),
             apparmor: ApparmorConfig::default(),
+            selinux: SelinuxConfig::default(),
             nri: None,
             cgroup_driver: ChosenDriver::of_default(),
         }
@@ -106,13 +110,16 @@ impl Pods {
             let null = null.map_err(doing("open /dev/null"))?.into();
             let apparmor = Apparmor::set_up(&config.apparmor, &config.state);
             apparmor.tell(&mut host.facts);
+            let selinux = Selinux::set_up(&config.selinux);
+            selinux.tell(&mut host.facts);
             let instance = bowline_cni::InstanceTag::of_root(&config.root).as_str().to_owned();
             let users = crate::user::probe(&config.root, &config.state);
             if let Err(why) = &users {
                 tracing::info!(why, "pods cannot have user namespaces on this node");
             }
+            let modules = (apparmor, selinux);
             let shared =
-                Shared::new(config, store, images, cni, host, apparmor, program, base, null, users, instance);
+                Shared::new(config, store, images, cni, host, modules, program, base, null, users, instance);
             let monitors =
                 std::ffi::CString::new(shared.monitors_cgroup()).map_err(doing("name a cgroup"))?;
             // In a scope each monitor has a place of its own.

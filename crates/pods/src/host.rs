@@ -168,10 +168,10 @@ fn facts(layout: &CgroupLayout) -> io::Result<NodeFacts> {
         cgroup_mode: layout.mode(),
         capabilities: permitted & bounding,
         last_cap,
-        // Both are set when AppArmor is set up.
+        // These are set when the modules are set up.
         apparmor: false,
         apparmor_default: None,
-        selinux: Path::new("/sys/fs/selinux/enforce").exists(),
+        selinux: false,
         seccomp_arch: seccomp_arch(),
         host_devices: host_devices(),
         privileged_without_host_devices: false,

@@ -19,6 +19,7 @@
 //! - [`recover`]: what a new daemon does with the pods of the one before
 //! - [`nri`]: plugins that watch and change pods
 //! - [`apparmor`]: the profile of containers that name none
+//! - [`selinux`]: labels, and the categories that are a pod's own
 //!
 //! Absent here: gRPC and its codes; the wire format of the log; the compilation of specs.
 
@@ -47,6 +48,7 @@ mod paths;
 mod recover;
 mod run_pod;
 mod scope;
+mod selinux;
 mod shared;
 mod spare;
 mod start;
@@ -57,6 +59,7 @@ mod view;
 mod volumes;
 
 pub use bowline_nri::{NRI_VERSION, PluginState};
+pub use bowline_store::SelinuxRecord;
 
 pub use apparmor::{ApparmorConfig, ApparmorState, DEFAULT_PROFILE, look as look_at_apparmor};
 pub use attach::{AttachCall, Attached, InputCloser, Parting};
@@ -69,6 +72,7 @@ pub use exec::{ExecCall, ExecOutput, Running, Streams};
 pub use handle::{Pods, PodsConfig};
 pub use host::{Host, cgroups};
 pub use operations::{BOUNDS_MS, Operation, SPANS, Timing};
+pub use selinux::{Relabel, SelinuxConfig, SelinuxState, look as look_at_selinux};
 pub use stats::{
     BlockIo, ContainerFigures, Disk, Figures, GroupStats, HugePages, InterfaceStats, MemoryStats, PodFigures,
     PodStats, Pressure, Psi, PsiLine, Sources, Stats, SwapStats, WritableStats,

@@ -246,7 +246,10 @@ fn wait(worker: &Worker, deadline: Instant, at: usize) -> Result<(), Lost> {
 fn sort_out(answers: Vec<(Opened, Option<OwnedFd>)>) -> Result<Vec<Answer>, (usize, PodError)> {
     let sorted = answers.into_iter().enumerate().map(|(at, (answer, opened))| match answer.errno {
         0 => Ok((answer.real.0, opened)),
-        errno => Err((at, PodError::failed("open it", io::Error::from_raw_os_error(errno)))),
+        errno if answer.real.0.is_empty() => {
+            Err((at, PodError::failed("open it", io::Error::from_raw_os_error(errno))))
+        }
+        _ => Err((at, PodError::failed("open it", String::from_utf8_lossy(&answer.real.0).into_owned()))),
     });
     sorted.collect()
 }

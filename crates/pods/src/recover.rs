@@ -38,6 +38,7 @@ pub(crate) async fn recover(shared: &Arc<Shared>) -> Result<(), PodError> {
     let mut pods = JoinSet::new();
     for (record, containers) in loaded.pods {
         shared.seen_created(record.created_at);
+        shared.selinux.seen(&record);
         shared.events.seen(record.created_at);
         for container in &containers {
             shared.seen_created(container.created_at);

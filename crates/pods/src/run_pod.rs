@@ -21,7 +21,7 @@ use bowline_cni::{PodNetworkRequest, PodRef};
 use bowline_linux::clone::Cloned;
 use bowline_model::SandboxId;
 use bowline_model::spec::{IdMapping, NamespaceMode, PodSpec, Protocol};
-use bowline_monitor_proto::{Answer, IdRange, MonitorCgroup, Request, Setup, UserSetup};
+use bowline_monitor_proto::{Answer, IdRange, MonitorCgroup, PodLabels, Request, Setup, UserSetup};
 use bowline_nri::Ticket;
 use bowline_store::{NetworkRecord, PodLife, PodRecord, VERSION};
 use tokio::sync::mpsc;
@@ -62,6 +62,7 @@ pub(crate) async fn bring_up(
     let driver = shared.config.cgroup_driver.driver;
     let cgroup = driver::pod_cgroup(driver, &shared.cgroup_root(), &spec.cgroup_parent, id);
     let cgroup = cgroup.map_err(|error| (error, None))?;
+    let selinux = shared.selinux.label_pod(id, spec).map_err(|error| (error, None))?;
     let record = PodRecord {
         version: VERSION,
         boot: shared.host.boot.clone(),
@@ -75,6 +76,7 @@ pub(crate) async fn bring_up(
         // Of a scope those above it: it is systemd's, and goes with its unit.
         cgroup_made: missing_folders(shared, driver::slice_of(&cgroup, id).unwrap_or(&cgroup)),
         resources: Default::default(),
+        selinux,
         cgroup,
     };
     let mut told = None;
@@ -94,12 +96,16 @@ pub(crate) async fn bring_up(
 pub(crate) async fn undo(shared: &Arc<Shared>, mut record: PodRecord) -> Option<PodRecord> {
     match crate::stop_pod::take_down(shared, &record, None, &[]).await {
         Ok(()) => {
+            let owner = shared.clone();
             let (shared, id) = (shared.clone(), record.id.clone());
             let removed = blocking("remove a pod's record", move || {
                 shared.store.remove_pod(&id).map_err(doing("remove the pod's record"))
             });
-            if let Err(error) = removed.await {
-                tracing::error!(pod = %record.id, error = %crate::chain(&error), "a record is left behind");
+            match removed.await {
+                Ok(()) => owner.selinux.release(&record.id),
+                Err(error) => {
+                    tracing::error!(pod = %record.id, error = %crate::chain(&error), "a record is left behind");
+                }
             }
             None
         }
@@ -242,7 +248,8 @@ async fn monitor_with_setup(
 fn write_names(shared: &Shared, record: &PodRecord) -> Result<(), PodError> {
     let ips = record.network.as_ref().map_or(&[][..], |network| &network.ips);
     let hostname = hostname(shared, &record.id, &record.spec);
-    files::write_names(&shared.config.state, &record.id, &record.spec, &hostname, ips)
+    let label = shared.selinux.own_files(record);
+    files::write_names(&shared.config.state, &record.id, &record.spec, &hostname, ips, label.as_deref())
         .map_err(doing("write the pod's hosts file"))
 }
 
@@ -381,6 +388,12 @@ async fn set_up(
     // It is born in the folder of cgroup v2.
     let unified = shared.host.layout.unified();
     let joined = (0..shared.host.roots.len() as u8).filter(|hierarchy| Some(*hierarchy) != unified);
+    let labels = record.selinux.as_ref().map(|labels| {
+        Ok::<_, PodError>(PodLabels {
+            mount: text(labels.mount.clone())?,
+            process: text(labels.process.clone())?,
+        })
+    });
     let setup = Setup {
         sandbox: record.id.to_string(),
         layers: text(format!("{}/images/layers", crate::base::STORE))?,
@@ -397,6 +410,7 @@ async fn set_up(
         group: text(group)?,
         user: crate::user::of_pod(&record.spec)
             .map(|user| UserSetup { uids: range(&user.uids), gids: range(&user.gids) }),
+        labels: labels.transpose()?,
     };
     let mut descriptors =
         vec![shared.base.as_fd(), files.exits.as_fd(), files.listener.as_fd(), shared.null.as_fd()];

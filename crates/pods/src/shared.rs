@@ -26,6 +26,7 @@ use crate::host::Host;
 use crate::monitor::Program;
 use crate::operations::Operations;
 use crate::paths::Paths;
+use crate::selinux::Selinux;
 use crate::stats::{Files, Rates, Usage};
 use crate::view::Views;
 
@@ -36,6 +37,7 @@ pub(crate) struct Shared {
     pub cni: Arc<Cni>,
     pub host: Host,
     pub apparmor: Apparmor,
+    pub selinux: Selinux,
     pub program: Program,
     /// Opens what the host's file systems hold.
     pub paths: Paths,
@@ -89,7 +91,7 @@ impl Shared {
         images: Images,
         cni: Arc<Cni>,
         host: Host,
-        apparmor: Apparmor,
+        (apparmor, selinux): (Apparmor, Selinux),
         program: Program,
         base: OwnedFd,
         null: OwnedFd,
@@ -104,6 +106,7 @@ impl Shared {
             cni,
             host,
             apparmor,
+            selinux,
             program,
             paths: Paths::default(),
             base,

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use bowline_launch::Stage;
 use bowline_launch_plan::{LaunchPlan, Step};
 use bowline_model::container::Exit;
+use bowline_model::spec::Mount;
 use bowline_monitor_proto::paths::Wish;
 use bowline_monitor_proto::{Answer, Launch, Pids, Request};
 use bowline_plan::{Compiled, Descriptor};
@@ -113,7 +114,8 @@ pub(crate) fn launch_error(plan: &LaunchPlan, stage: u8, detail: u16, errno: i32
     let what = match stage {
         Stage::Exec => format!("run `{program}`"),
         Stage::Label => {
-            let label = plan.apparmor.as_ref().or(plan.selinux.as_ref());
+            // The first is AppArmor's.
+            let label = if detail == 0 { plan.apparmor.as_ref() } else { plan.selinux.as_ref() };
             let label = label.map(|label| label.to_string_lossy()).unwrap_or_default();
             format!("start the container: {} {label}", stage.doing())
         }
@@ -163,7 +165,9 @@ fn open_all(
         if let Descriptor::HostTree { path, recursive, follow, field, .. } = descriptor
             && !is_own(shared, path)
         {
-            wishes.push(Wish::Tree { path: c_path(path)?, recursive: *recursive, follow: *follow });
+            let label = label_of(record, path).map(CString::new).transpose();
+            let label = label.map_err(|error| PodError::failed("name a label", error))?;
+            wishes.push(Wish::Tree { path: c_path(path)?, recursive: *recursive, follow: *follow, label });
             names.push(format!("open {path} ({field})"));
         }
     }
@@ -198,6 +202,14 @@ fn open_all(
     });
     let trees = trees.collect::<Result<Vec<_>, _>>()?;
     Ok(Opened { plan, log, trees })
+}
+
+/// The SELinux label of a volume that is to have another.
+fn label_of<'a>(record: &'a ContainerRecord, path: &str) -> Option<&'a str> {
+    let is_it = |mount: &Mount| {
+        mount.selinux_relabel && bowline_oci::clean_path(&mount.host_path) == bowline_oci::clean_path(path)
+    };
+    record.relabel.as_deref().filter(|_| record.spec.mounts.iter().any(is_it))
 }
 
 /// The pod's own files lie on the state file system, which is ours: they need no worker.

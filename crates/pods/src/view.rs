@@ -9,7 +9,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use bowline_model::container::Life;
 use bowline_model::spec::{ContainerSpec, PodSpec};
 use bowline_model::{ContainerId, SandboxId, Signal};
-use bowline_store::{ImageRecord, ImageVolumeRecord, PodResources, UserRecord};
+use bowline_store::{ImageRecord, ImageVolumeRecord, PodResources, SelinuxRecord, UserRecord};
 
 use crate::PodError;
 
@@ -34,6 +34,8 @@ pub struct PodView {
     pub cgroup: Arc<str>,
     /// What it is to have altogether.
     pub resources: PodResources,
+    /// Its SELinux labels; `None`: no SELinux.
+    pub selinux: Option<Arc<SelinuxRecord>>,
 }
 
 /// A container.

@@ -89,7 +89,7 @@ pub(crate) fn release(shared: &Shared, id: &ContainerId, spec: &ContainerSpec) {
     }
 }
 
-/// Puts in what the paths stand for. `empty` is a folder that serves where an image has no layers.
+/// Puts in what the paths stand for. `empty` is a folder that serves where an image has too few layers.
 pub(crate) fn replace(
     compiled: &mut Compiled,
     record: &ContainerRecord,
@@ -101,7 +101,8 @@ pub(crate) fn replace(
             |text: &str| CString::new(text).map_err(|error| PodError::failed("name an image volume", error));
         let mut lower: Vec<CString> =
             volume.layers.iter().rev().map(|layer| name(layer)).collect::<Result<_, _>>()?;
-        if lower.is_empty() {
+        // A layer by itself would be shown with its own label.
+        if lower.is_empty() || (lower.len() == 1 && compiled.plan.mount_label.is_some()) {
             lower.push(empty.clone());
         }
         let asked = record.spec.mounts.get(volume.mount).map_or("", |mount| &mount.image_sub_path);

@@ -24,7 +24,7 @@ mod spare;
 pub use flush::FLUSH_AFTER;
 pub use record::{
     ContainerRecord, ExitRecord, ImageRecord, ImageVolumeRecord, LifeRecord, NetworkRecord, PodLife,
-    PodRecord, PodResources, UserRecord, VERSION,
+    PodRecord, PodResources, SelinuxRecord, UserRecord, VERSION,
 };
 
 use std::collections::HashMap;

@@ -53,6 +53,21 @@ pub struct PodRecord {
     /// What the pod is to have altogether, as UpdatePodSandboxResources last said; nothing is done with it here.
     #[serde(default)]
     pub resources: PodResources,
+    /// Its SELinux labels; `None`: the node had no SELinux when it was made.
+    #[serde(default)]
+    pub selinux: Option<SelinuxRecord>,
+}
+
+/// The labels of a pod.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SelinuxRecord {
+    /// Of its processes, where a container asks for nothing else; empty: the policy's choice.
+    pub process: String,
+    /// Of its mounts.
+    pub mount: String,
+    /// Its level, with the categories that no other pod has; empty: the policy has no levels.
+    pub level: String,
 }
 
 /// The resources of a whole pod.
@@ -111,6 +126,9 @@ pub struct ContainerRecord {
     /// It is not launched but brought back, from what a checkpoint left in its folder.
     #[serde(default)]
     pub restore: bool,
+    /// SELinux label of volumes that are to be relabelled when it starts; `None`: they stay as they are.
+    #[serde(default)]
+    pub relabel: Option<String>,
 }
 
 /// An image that is a volume of a container.

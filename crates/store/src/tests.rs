@@ -15,6 +15,7 @@ fn pod(byte: u8) -> PodRecord {
         cgroup: String::new(),
         cgroup_made: 0,
         resources: Default::default(),
+        selinux: None,
     }
 }
 

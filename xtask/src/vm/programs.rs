@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result};
 use super::Options;
 use super::base;
 use super::packages::{Packages, said};
+use super::selinux;
 use crate::build;
 
 const INIT: &str = include_str!("guest/init.sh");
@@ -91,6 +92,9 @@ pub fn disk(cache: &Path, options: &Options) -> Result<ProgramsDisk> {
     }
     criu(cache, &root)?;
     apparmor(cache, &root)?;
+    if options.guest.selinux {
+        selinux::files(cache, &root)?;
+    }
     script(&bin.join("sudo"), SUDO)?;
     if let Some(images) = &options.images {
         said(Command::new("cp").args(["-rL", "--"]).arg(images).arg(root.join("images")))?;
@@ -146,7 +150,7 @@ fn apparmor(cache: &Path, root: &Path) -> Result<()> {
 }
 
 /// Packages of bookworm, unpacked into a folder that is kept.
-fn unpacked(cache: &Path, name: &str, all: &[&str]) -> Result<PathBuf> {
+pub fn unpacked(cache: &Path, name: &str, all: &[&str]) -> Result<PathBuf> {
     let folder = cache.join(name);
     if folder.exists() {
         return Ok(folder);

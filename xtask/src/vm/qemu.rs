@@ -23,9 +23,10 @@ pub fn run(cache: &Path, base: &Base, programs: &ProgramsDisk, options: &Options
     command.args(["-accel", "tcg,thread=single", "-cpu", "max,cx16=off", "-smp", "2", "-m", "3072"]);
     command.args(["-nodefaults", "-no-reboot", "-display", "none", "-nic", "none"]);
     command.arg("-kernel").arg(&base.kernel).arg("-initrd").arg(&base.ramdisk);
-    command
-        .arg("-append")
-        .arg(format!("console=ttyS0 loglevel=5 panic=-1 net.ifnames=0 mitigations=off guest_init={init}"));
+    let module = if options.guest.selinux { " security=selinux" } else { "" };
+    command.arg("-append").arg(format!(
+        "console=ttyS0 loglevel=5 panic=-1 net.ifnames=0 mitigations=off guest_init={init}{module}"
+    ));
     // What the guest writes goes to a file without a name, in TMPDIR.
     command.env("TMPDIR", programs.folder());
     command.arg("-drive").arg(drive(&base.root, "snapshot=on"));

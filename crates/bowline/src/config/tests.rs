@@ -183,9 +183,17 @@ fn the_file_that_is_installed_says_what_is_true() {
         .filter_map(|line| line.strip_prefix("# "))
         .filter(|line| line.contains(" = ") || line.starts_with('['));
     let opened = settings(&keys.collect::<Vec<_>>().join("\n")).unwrap();
-    assert_eq!((opened.apparmor, opened.log, opened.nri), Default::default());
+    assert_eq!((opened.apparmor, opened.selinux, opened.log, opened.nri), Default::default());
     let config = Files::new(&[("config.toml", "")]).load(Flags::default()).unwrap();
     assert_eq!((opened.root, opened.state), (Some(config.root), Some(config.state)));
+}
+
+#[test]
+fn categories_go_in_pairs() {
+    for range in [0, 1, 1025] {
+        let problem = problem(&format!("[selinux]\ncategory_range = {range}\n"));
+        assert!(problem.contains("selinux.category_range"), "{problem}");
+    }
 }
 
 #[test]

@@ -58,7 +58,9 @@ async fn conditions(client: &Client) -> Vec<Finding> {
             let driver = answer.info.get("cgroupDriver");
             let driver = driver.map(|text| Finding::ok("daemon", "cgroup driver", text.as_str()));
             let apparmor = answer.info.get("apparmor").map(|text| apparmor(text));
-            conditions.into_iter().map(condition).chain(driver).chain(checkpoint).chain(apparmor).collect()
+            let selinux = answer.info.get("selinux").map(|text| selinux(text));
+            let modules = apparmor.into_iter().chain(selinux);
+            conditions.into_iter().map(condition).chain(driver).chain(checkpoint).chain(modules).collect()
         }
         Err(status) => vec![Finding::not_ok("daemon", "status", Health::Wrong, status.message(), "")],
     }
@@ -84,6 +86,14 @@ fn apparmor(text: &str) -> Finding {
         text,
         "containers that name no AppArmor profile have none",
     )
+}
+
+/// And about this.
+fn selinux(text: &str) -> Finding {
+    if matches!(text, "enforcing" | "permissive") {
+        return Finding::ok("daemon", "SELinux", text);
+    }
+    Finding::not_ok("daemon", "SELinux", Health::Off, text, "containers have no SELinux labels")
 }
 
 fn condition(condition: v1::RuntimeCondition) -> Finding {

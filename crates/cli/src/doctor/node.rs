@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use bowline_cni::{Cni, CniConfig, NetworkStatus};
 use bowline_model::cgroup::CgroupMode;
-use bowline_pods::ApparmorState;
+use bowline_pods::{ApparmorState, SelinuxState};
 use rustix::fs::FileType;
 
 use super::{Finding, Health};
@@ -26,6 +26,7 @@ pub(super) fn check(folders: &Folders, cni_conf_dir: &Path) -> Vec<Finding> {
     findings.extend(cgroups());
     findings.push(security_modules());
     findings.push(apparmor());
+    findings.push(selinux());
     findings.push(network(cni_conf_dir));
     findings.push(state_folder(&folders.state));
     findings.extend(root_folder(&folders.root));
@@ -142,6 +143,19 @@ fn apparmor() -> Finding {
         ApparmorState::Default(profile) => {
             Finding::ok("security", "AppArmor", format!("{profile} is loaded"))
         }
+    }
+}
+
+/// The same for SELinux.
+fn selinux() -> Finding {
+    let off = |why, consequence| Finding::not_ok("security", "SELinux", Health::Off, why, consequence);
+    match bowline_pods::look_at_selinux() {
+        SelinuxState::Off(why) => off(why, "labels in requests are ignored"),
+        SelinuxState::NoDefaults(why) => {
+            off(why, "containers have no SELinux labels, and those that ask for one are refused")
+        }
+        SelinuxState::On { enforcing: true } => Finding::ok("security", "SELinux", "enforcing"),
+        SelinuxState::On { enforcing: false } => Finding::ok("security", "SELinux", "permissive"),
     }
 }
 

@@ -129,7 +129,9 @@ impl Control {
         if known || made || pod.roots.len() >= MAX_CONTAINERS || pod.surroundings.user.is_some() {
             return Answer::Done;
         }
-        if let Ok(root) = bowline_launch::mount_overlay(MOUNT_POINT, &wish.lower, &wish.upper, &wish.work) {
+        let label = wish.mount_label.as_deref();
+        let made = bowline_launch::mount_overlay(MOUNT_POINT, &wish.lower, &wish.upper, &wish.work, label);
+        if let Ok(root) = made {
             pod.roots.push((wish.container, root));
         }
         Answer::Done

@@ -135,7 +135,8 @@ impl Actor {
             && let Some(monitor) = self.monitor.as_ref().filter(|_| !made.record.restore)
         {
             let (lower, upper, work) = (lower.clone(), upper.clone(), work.clone());
-            let root = Root { container: *made.record.id.as_bytes(), lower, upper, work };
+            let mount_label = made.compiled.plan.mount_label.clone();
+            let root = Root { container: *made.record.id.as_bytes(), lower, upper, work, mount_label };
             monitor.tell(Request::Prepare { root });
         }
     }

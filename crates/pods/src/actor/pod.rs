@@ -176,6 +176,7 @@ impl Actor {
                     let (views, id) = (&self.shared.views, &self.record.id);
                     let last = views.remove_pod(id);
                     self.shared.nri.gone(&id.to_string());
+                    self.shared.selinux.release(id);
                     self.shared.events.pod(views, PodEventKind::Deleted, id, last);
                     self.shared.rates.forget(&self.record.cgroup);
                     self.shared.files.forget(&self.record.cgroup);

@@ -3,6 +3,13 @@
 export PATH=/programs/bin:/bin:/sbin:/usr/bin:/usr/sbin HOME=/root TERM=dumb
 mount -t proc -o nosuid,nodev,noexec proc /proc
 mount -t sysfs -o nosuid,nodev,noexec sysfs /sys
+if [ -e /programs/selinux ]; then
+    mount -t selinuxfs selinuxfs /sys/fs/selinux
+    cp -a /programs/selinux/etc/. /etc/
+    # The kernel takes a policy in one piece.
+    dd if=/programs/selinux/policy of=/sys/fs/selinux/load bs=64M count=1 iflag=fullblock 2>/dev/null
+    echo 1 >/sys/fs/selinux/enforce
+fi
 mount -t devtmpfs -o nosuid devtmpfs /dev
 mkdir -p /dev/pts /dev/shm /dev/mqueue /dev/hugepages
 mount -t devpts -o nosuid,noexec,gid=5,mode=620,ptmxmode=666 devpts /dev/pts

@@ -24,6 +24,7 @@ pub(crate) fn a_pod(byte: u8) -> PodView {
         monitor: 42,
         cgroup: "".into(),
         resources: Default::default(),
+        selinux: None,
     }
 }
 
