@@ -16,6 +16,7 @@ use crate::setup::{self, Surroundings};
 
 mod attach;
 mod exit;
+mod hooked;
 mod restore;
 mod start;
 
@@ -203,6 +204,7 @@ impl Control {
             Request::Run => self.run_program(peer, operation, descriptors),
             Request::Restore { restore } => self.restore(peer, operation, &restore, descriptors),
             Request::Restored { container, pid } => Some(self.restored(&container, pid)),
+            Request::LaunchHooked { hooked } => self.launch_hooked(peer, operation, &hooked, descriptors),
             Request::Shutdown => {
                 self.kill_everything();
                 self.ending = true;

@@ -22,8 +22,13 @@ pub(super) fn refused(why: Refusal) -> Option<Answer> {
 
 /// Reads a plan out of its memfd.
 pub(super) fn read_plan(file: &OwnedFd) -> Option<LaunchPlan> {
+    LaunchPlan::decode(&read_sealed(file, MAX_LEN)?).ok()
+}
+
+/// Reads a memfd of at most `most` bytes.
+pub(super) fn read_sealed(file: &OwnedFd, most: usize) -> Option<Vec<u8>> {
     let len = usize::try_from(rustix::fs::fstat(file).ok()?.st_size).ok()?;
-    if len > MAX_LEN {
+    if len > most {
         return None;
     }
     let mut bytes = vec![0u8; len];
@@ -34,7 +39,7 @@ pub(super) fn read_plan(file: &OwnedFd) -> Option<LaunchPlan> {
             some => read += some,
         }
     }
-    LaunchPlan::decode(&bytes).ok()
+    Some(bytes)
 }
 
 impl Pod {
@@ -109,7 +114,7 @@ impl Control {
         let Some(plan) = plan else { return refused(Refusal::Malformed) };
         let log = if wish.log { descriptors.next() } else { None };
         let trees: Vec<OwnedFd> = descriptors.collect();
-        match start_container(pod, wish, &plan, &trees, log, waiting, None) {
+        match start_container(pod, wish, &plan, &trees, log, waiting, On::Exec) {
             Ok(pid) => {
                 self.watch_child(pid);
                 None
@@ -175,12 +180,17 @@ impl Control {
             Ok(Report::Became(pid, pidfd)) => {
                 let container = &mut pod.containers[at];
                 (container.pid, container.pidfd) = (pid, pidfd);
+                container.became = true;
                 if let Life::Launching { sync, .. } = &container.life {
                     let _ = epoll::modify(&self.epoll, sync, Token::Child(pid as u32).data(), EventFlags::IN);
+                }
+                if std::mem::take(&mut container.waits) {
+                    self.tell_waiting(at);
                 }
             }
             // Nobody asks for a hold here.
             Ok(Report::Held) => {}
+            Ok(Report::Waiting) => self.container_waits(at),
             Ok(Report::Running) => self.container_runs(at),
             Ok(Report::Failed(failure)) => {
                 let answer = Answer::Failed {
@@ -210,6 +220,7 @@ impl Control {
             return;
         }
         container.started_at = now();
+        container.hooks = None;
         let slot = Slot {
             container: container.id,
             pid: container.pid,
@@ -231,6 +242,7 @@ impl Control {
     /// one that asked is gone, whoever took over hears of an end instead.
     fn container_failed(&mut self, at: usize, answer: Answer) {
         let Some(pod) = &mut self.pod else { return };
+        pod.kill_hooks(at);
         let container = pod.containers.swap_remove(at);
         pod.log.send(Command::Remove { key: container.slot });
         let mut heard = false;
@@ -256,7 +268,7 @@ impl Control {
                 return;
             }
             // Only containers are born twice.
-            Ok(Report::Held | Report::Became(..)) => return,
+            Ok(Report::Held | Report::Waiting | Report::Became(..)) => return,
             Ok(Report::Running) => Answer::Launched { pid: exec.pid, started_at: now() },
             Ok(Report::Failed(failure)) => Answer::Failed {
                 stage: failure.stage as u8,
@@ -279,6 +291,16 @@ impl Control {
     }
 }
 
+/// How a container goes on once its root is assembled.
+pub(super) enum On<'a> {
+    /// With its program.
+    Exec,
+    /// With criu.
+    Restore(bowline_launch::Restorer<'a>),
+    /// With hooks, and then its program.
+    Hooks(bowline_launch::Hooks<'a>),
+}
+
 pub(super) fn start_container(
     pod: &mut Pod,
     wish: &Launch,
@@ -286,7 +308,7 @@ pub(super) fn start_container(
     trees: &[OwnedFd],
     log: Option<OwnedFd>,
     waiting: Waiting,
-    restorer: Option<bowline_launch::Restorer<'_>>,
+    on: On<'_>,
 ) -> Result<i32, Answer> {
     let kernel = |error: io::Error| failed_early("launching the container", &error);
     let null = pod.surroundings.null.as_fd();
@@ -300,8 +322,13 @@ pub(super) fn start_container(
     };
     let streams = [in_read.as_ref().map_or(null, AsFd::as_fd), out_write.as_fd(), err_write.as_fd()];
     let pid_namespace = pod.pids(&wish.pids).map_err(|why| Answer::Refused { why })?;
+    let (restorer, hooks) = match on {
+        On::Exec => (None, None),
+        On::Restore(restorer) => (Some(restorer), None),
+        On::Hooks(hooks) => (None, Some(hooks)),
+    };
     let restored_with = restorer.is_some().then(|| streams.map(|stream| stream.as_raw_fd()));
-    let request = LaunchRequest { plan, descriptors: trees, streams, pid_namespace, restorer };
+    let request = LaunchRequest { plan, descriptors: trees, streams, pid_namespace, restorer, hooks };
     let launched = launch(pod, &request)?;
     let ends = Ends { stdin: in_write, stdout: out_read, stderr: err_read };
     let pid = launched.process.pid;
@@ -345,6 +372,9 @@ fn keep(
         input_of: None,
         terminal: None,
         restored_with: None,
+        hooks: None,
+        became: false,
+        waits: false,
         unseen: None,
     };
     if plan.terminal {
@@ -385,7 +415,14 @@ fn start_exec(
     let null = pod.surroundings.null.as_fd();
     let streams = streams.each_ref().map(|stream| stream.as_ref().map_or(null, AsFd::as_fd));
     let pid_namespace = Some(container.pidfd.as_fd());
-    let request = LaunchRequest { plan: &plan, descriptors: &trees, streams, pid_namespace, restorer: None };
+    let request = LaunchRequest {
+        plan: &plan,
+        descriptors: &trees,
+        streams,
+        pid_namespace,
+        restorer: None,
+        hooks: None,
+    };
     let launched = launch(pod, &request)?;
     let pid = launched.process.pid;
     pod.execs.push(Exec {
