@@ -152,7 +152,8 @@ async fn a_hook_that_fails_fails_the_start_and_leaves_nothing() {
         node.announce(&[bad, hook("poststop", &format!("touch {}", stopped.display()))]);
         let id = node.create(&sandbox, kind, "echo ran; sleep 1000").await;
         let status = node.launch(&id).await.expect_err(kind);
-        let wanted = format!("hooks.{kind}[0] ({shell}): it ended with exit code 3; it wrote: what was wrong");
+        let wanted =
+            format!("hooks.{kind}[0] ({shell}): it ended with exit code 3; it wrote: what was wrong");
         assert!(status.message().contains(&wanted), "{kind}: {}", status.message());
         wait_for("what the hook left behind is gone", PATIENCE, || !marked(&marker));
         let ended = node.client.status(&id).await.unwrap();
@@ -261,11 +262,14 @@ async fn a_pods_own_users_and_numbers_are_those_of_its_hooks() {
     let mappings = vec![v1::IdMapping { host_id: 700_000, container_id: 0, length: 65_536 }];
     let users =
         v1::UserNamespace { mode: v1::NamespaceMode::Pod as i32, uids: mappings.clone(), gids: mappings };
-    for (name, users, uid_map) in [("shared", None, "0 0 0 4294967295"), ("mapped", Some(users), "0 0 700000 65536")] {
+    for (name, users, uid_map) in
+        [("shared", None, "0 0 0 4294967295"), ("mapped", Some(users), "0 0 700000 65536")]
+    {
         let logs = node.daemon.folder().join("logs");
         let pid = v1::NamespaceMode::Pod as i32;
         let options = v1::NamespaceOption { pid, userns_options: users, ..Default::default() };
-        let security = v1::LinuxSandboxSecurityContext { namespace_options: Some(options), ..Default::default() };
+        let security =
+            v1::LinuxSandboxSecurityContext { namespace_options: Some(options), ..Default::default() };
         let linux = v1::LinuxPodSandboxConfig { security_context: Some(security), ..Default::default() };
         let config = v1::PodSandboxConfig { linux: Some(linux), ..pod(name, &logs) };
         let sandbox = node.pod(config).await;

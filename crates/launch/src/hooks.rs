@@ -22,10 +22,10 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Signal, WaitId, WaitIdOptions};
 use rustix::time::{ClockId, clock_gettime};
 
+use crate::Prepared;
 use crate::child::{Outcome, Words, at, become_program, die_with_launcher, io_at};
 use crate::report::{self, Failure, HookEnd, Stage};
 use crate::root::{self, Make};
-use crate::Prepared;
 
 /// Hooks of a container, and what they need.
 #[derive(Clone, Copy)]
@@ -172,11 +172,7 @@ fn one(
 }
 
 /// The hook's process, up to its exec.
-fn child_of(
-    tell: BorrowedFd<'_>,
-    state: BorrowedFd<'_>,
-    run: impl FnOnce() -> Outcome,
-) -> Infallible {
+fn child_of(tell: BorrowedFd<'_>, state: BorrowedFd<'_>, run: impl FnOnce() -> Outcome) -> Infallible {
     let prepare = || -> Outcome {
         let failed = || at(Stage::Exec, 0);
         // With its parent, the container's process to be.

@@ -11,8 +11,8 @@ mod resources;
 use std::collections::BTreeMap;
 
 pub use linux::{
-    IdMap, IntelRdt, Linux, LinuxDevice, LinuxMemoryPolicy, LinuxNamespace, LinuxNetDevice, LinuxPersonality, NamespaceType,
-    Seccomp, SeccompAction, SeccompArg, SeccompOp, SeccompSyscall, TimeOffset,
+    IdMap, IntelRdt, Linux, LinuxDevice, LinuxMemoryPolicy, LinuxNamespace, LinuxNetDevice, LinuxPersonality,
+    NamespaceType, Seccomp, SeccompAction, SeccompArg, SeccompOp, SeccompSyscall, TimeOffset,
 };
 pub use process::{
     CapabilitySets, ConsoleSize, EnvLine, IoPriority, Process, ProcessUser, Rlimit, Scheduler,

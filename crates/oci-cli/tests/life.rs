@@ -276,8 +276,7 @@ fn hooks_run_in_order_with_the_state() {
          cd rootfs && {busybox} test -e proc/1/status && {busybox} test -c dev/null && \
          echo \"createContainer\" >> {log} && echo \"$S\" > made"
     );
-    let inside =
-        "S=$(cat); case $S in *'\"status\":\"created\"'*'\"pid\":1,'*) ;; *) exit 1;; esac; id -u > /tmp/started";
+    let inside = "S=$(cat); case $S in *'\"status\":\"created\"'*'\"pid\":1,'*) ;; *) exit 1;; esac; id -u > /tmp/started";
     place.bundle(|spec| {
         let script = format!("test -s /made && test $(cat /tmp/started) = 7 && ! test -e {log} && exit 4");
         spec["process"]["args"] = json!(["sh", "-c", script]);

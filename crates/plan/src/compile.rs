@@ -7,7 +7,9 @@ use bowline_model::cgroup::CgroupLayout;
 use bowline_model::runtime_spec::{Hooks, IntelRdt, Linux, LinuxResources, Process, Spec};
 
 use crate::bytes::{absolute, c_string, parts};
-use crate::{PlanError, credentials, devices, hooks, mounts, namespaces, resources, scheduling, seccomp, sysctls};
+use crate::{
+    PlanError, credentials, devices, hooks, mounts, namespaces, resources, scheduling, seccomp, sysctls,
+};
 
 /// What a plan is made from.
 #[derive(Debug, Clone, Copy)]

@@ -58,7 +58,8 @@ pub(crate) fn apply(root: &Path, container: &str, wish: &IntelRdt, pid: i32) -> 
     let wanted: Vec<&str> = lines(wish).collect();
     let there = class.is_dir();
     if there && !wish.clos_id.is_empty() && !wanted.is_empty() {
-        let found = fs::read_to_string(class.join("schemata")).map_err(doing(what("read the schemata of")))?;
+        let found =
+            fs::read_to_string(class.join("schemata")).map_err(doing(what("read the schemata of")))?;
         if let Some(line) = differing(&wanted, &found) {
             return Err(PodError::State(format!(
                 "linux.intelRdt.schemata: the class {} is there with another value than {line:?}",
@@ -79,7 +80,10 @@ pub(crate) fn apply(root: &Path, container: &str, wish: &IntelRdt, pid: i32) -> 
                 let _ = fs::remove_dir(&class);
             }
             let status = fs::read_to_string(root.join("info/last_cmd_status")).unwrap_or_default();
-            return Err(PodError::failed(format!("{} ({})", what("write the schemata of"), status.trim()), error));
+            return Err(PodError::failed(
+                format!("{} ({})", what("write the schemata of"), status.trim()),
+                error,
+            ));
         }
     }
     fs::write(class.join("tasks"), pid.to_string()).map_err(doing(what("put the container into")))?;

@@ -32,7 +32,7 @@ fn a_link_moves_with_its_addresses_and_is_up() {
             });
             looked.join().unwrap()
         };
-        ip("link add given type dummy");
+        ip("link add given type veth peer name peer1");
         ip("link set given up mtu 1300");
         ip("addr add 192.0.2.7/24 dev given");
         ip("addr add 192.0.2.8/24 dev given valid_lft 1000 preferred_lft 1000");
@@ -43,16 +43,16 @@ fn a_link_moves_with_its_addresses_and_is_up() {
             assert!(shown.contains(wanted), "{wanted}: {shown}");
         }
         assert!(!shown.contains("192.0.2.8"), "an address that ends: {shown}");
-        assert!(!ip("link").contains("given"), "it is on the host still");
+        assert!(!ip("-o link").contains(": given"), "it is on the host still");
         // A second container of the pod, or the same one again.
         move_device(netns.as_fd(), "given", "net7").unwrap();
         let error = move_device(netns.as_fd(), "absent", "net8").unwrap_err();
         assert!(bowline_text(&error).contains("`absent`"), "{error:?}");
 
-        ip("link add other type dummy");
+        ip("link add other type veth peer name peer2");
         let error = move_device(netns.as_fd(), "other", "net7").unwrap_err();
         assert!(bowline_text(&error).contains("has a link `net7` already"), "{error:?}");
-        assert!(ip("link").contains("other"), "it must stay where it was");
+        assert!(ip("-o link").contains(": other"), "it must stay where it was");
         // The kernel finds the number.
         move_device(netns.as_fd(), "other", "net%d").unwrap();
         assert!(inside("link show dev net0").contains("UP"));

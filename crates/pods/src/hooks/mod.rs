@@ -240,8 +240,7 @@ impl Launching {
         let what = "prepare the container's hooks";
         let pod = shared.views.pod(&record.pod.to_string())?;
         let bundle = Bundle::make(shared, &pod.spec, record)?;
-        let programs =
-            hook_programs(&hooks, LIMIT).map_err(|error| PodError::Invalid(error.to_string()))?;
+        let programs = hook_programs(&hooks, LIMIT).map_err(|error| PodError::Invalid(error.to_string()))?;
         // Those of the host may join its mount namespace, and expect the host there.
         let outside = [&hooks.prestart, &hooks.create_runtime, &hooks.create_container];
         let around = match outside.iter().any(|list| !list.is_empty()) {
@@ -263,12 +262,7 @@ impl Launching {
         })
     }
 
-    fn request(
-        &self,
-        shared: &Shared,
-        record: &ContainerRecord,
-        launch: Launch,
-    ) -> Result<Hooked, PodError> {
+    fn request(&self, shared: &Shared, record: &ContainerRecord, launch: Launch) -> Result<Hooked, PodError> {
         let text = |path: &Path| CString::new(path.as_os_str().as_bytes()).map_err(doing("name the bundle"));
         let below = Path::new("/").join(BUNDLES).join(record.id.to_string());
         let surroundings = match &self.around {
@@ -301,12 +295,8 @@ impl Launching {
 /// A private, read-only copy of all mounts that we see.
 fn host_tree() -> io::Result<OwnedFd> {
     let tree = clone_tree(Path::new("/"), true)?;
-    let wanted = Change {
-        set: attr::RDONLY,
-        propagation: propagation::PRIVATE,
-        recursive: true,
-        ..Change::default()
-    };
+    let wanted =
+        Change { set: attr::RDONLY, propagation: propagation::PRIVATE, recursive: true, ..Change::default() };
     change(tree.as_fd(), &wanted)?;
     Ok(tree)
 }

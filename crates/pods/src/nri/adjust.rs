@@ -3,9 +3,8 @@
 
 use bowline_model::runtime_spec::{
     DeviceRule, EnvLine, Hook, Hooks, IntelRdt, IoPriority, LinuxDevice, LinuxMemoryPolicy, LinuxNamespace,
-    LinuxNetDevice, LinuxResources, Mount,
-    NamespaceType, Process, Rlimit, Scheduler, Seccomp, SeccompAction, SeccompArg, SeccompOp, SeccompSyscall,
-    Spec,
+    LinuxNetDevice, LinuxResources, Mount, NamespaceType, Process, Rlimit, Scheduler, Seccomp, SeccompAction,
+    SeccompArg, SeccompOp, SeccompSyscall, Spec,
 };
 use bowline_nri::{Adjustment, api};
 use bowline_store::{ContainerRecord, PodRecord};
@@ -118,8 +117,9 @@ fn cgroup(
     if path == record.cgroup {
         return Ok(path);
     }
-    let is_there =
-        |root| rustix::fs::accessat(root, path.as_str(), rustix::fs::Access::EXISTS, AtFlags::empty()).is_ok();
+    let is_there = |root| {
+        rustix::fs::accessat(root, path.as_str(), rustix::fs::Access::EXISTS, AtFlags::empty()).is_ok()
+    };
     if shared.host.roots.iter().any(is_there) {
         return Err(invalid("cgroups_path", &format!("{wanted:?} is there already")));
     }
@@ -466,7 +466,9 @@ mod tests {
         for pod in ["bowline/x/pods/y", "kubepods.slice/pod7.slice/bowline-y.scope"] {
             let good = format!("/{pod}/worker-1");
             assert_eq!(cgroup_below(pod, &good).unwrap(), format!("{pod}/worker-1"));
-            for bad in ["", "/", "/..", "/a/b", "/a/../b", "-other/x", "/x-hooks", "/cgroup.procs", "/.x", "/a b"] {
+            for bad in
+                ["", "/", "/..", "/a/b", "/a/../b", "-other/x", "/x-hooks", "/cgroup.procs", "/.x", "/a b"]
+            {
                 let bad = format!("/{pod}{bad}");
                 assert!(cgroup_below(pod, &bad).is_err(), "{bad}");
             }
