@@ -91,7 +91,7 @@ async fn each_kind_has_its_moment_and_its_view() {
     let clean = Inventory::take(node.daemon.folder());
     let log = node.path("log");
     let outside = format!(
-        "S=$(</dev/stdin); [[ $S == *'\"status\":\"creating\"'* && $S == *'\"pid\":1,'* ]] || exit 2
+        "S=$(</dev/stdin); [[ $S == *'\"status\":\"creating\"'* && $S == *'\"pid\":'[12],* ]] || exit 2
          B=${{S#*\\\"bundle\\\":\\\"}}; [[ $PWD == ${{B%%\\\"*}} ]] || exit 3
          [[ $(<config.json) == *'\"path\":\"rootfs\"'* ]] || exit 4
          [[ -e rootfs/proc/1/status && -c rootfs/dev/null && -s rootfs/etc/hosts ]] || exit 5
@@ -103,7 +103,7 @@ async fn each_kind_has_its_moment_and_its_view() {
         log = log.display(),
         socket = node.daemon.socket().display(),
     );
-    let inside = "S=$(cat); case $S in *'\"status\":\"created\"'*'\"pid\":1,'*) ;; *) exit 2;; esac; \
+    let inside = "S=$(cat); case $S in *'\"status\":\"created\"'*'\"pid\":'[12],*) ;; *) exit 2;; esac; \
                   echo startContainer $(grep CapEff /proc/self/status) >> /order";
     let inside = json!({"hookName": "startContainer", "path": "/bin/sh", "args": ["sh", "-c", inside], "env": ["PATH=/bin"]});
     node.announce(&[
@@ -122,7 +122,7 @@ async fn each_kind_has_its_moment_and_its_view() {
 
     let before = "prestart creating pid\ncreateRuntime creating pid\npoststart running pid\n";
     assert_eq!(fs::read_to_string(&log).unwrap(), before);
-    let own = node.said(&id, "grep CapEff /proc/1/status").await;
+    let own = node.said(&id, "grep CapEff /proc/self/status").await;
     let order = node.said(&id, "cat /order").await;
     assert_eq!(order, format!("createContainer 0\nstartContainer {}", own.replace('\t', " ")));
     assert_eq!(node.said(&id, "cat /hooked/file").await, "there\n");
