@@ -132,7 +132,7 @@ wire_enum! {
         /// the hooks (sealed memory), the gate, the states for createContainer and for startContainer hooks, a file for
         /// their output; then, if there are `surroundings`, the host's mounts and the bundle's folder; then the plan's own.
         /// [`Event::Waiting`] comes before the answer.
-        LaunchHooked = 17 {
+        LaunchHooked = 18 {
             /// What and how.
             hooked: Hooked,
         },
