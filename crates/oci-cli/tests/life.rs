@@ -328,9 +328,9 @@ fn a_failing_hook_undoes_the_container() {
     place.fails(&["create", "--bundle", &place.bundle_path(), "c1"], "at the end of its time");
     place.nothing_left();
     bundle("startContainer", end);
-    // It is the container's file, and there is none of that name.
-    let nothing = "hooks.startContainer[0] could not be run: No such file";
-    place.fails(&["run", "--bundle", &place.bundle_path(), "c1"], nothing);
+    // The container has a program of that name too.
+    let inside = "hooks.startContainer[0] ended with exit code 5";
+    place.fails(&["run", "--bundle", &place.bundle_path(), "c1"], inside);
     place.nothing_left();
     bundle("poststart", end);
     place.fails(&["run", "--bundle", &place.bundle_path(), "c1"], "hooks.poststart[0]");
