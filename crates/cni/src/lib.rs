@@ -19,6 +19,7 @@ mod cache;
 mod config;
 mod conflist;
 mod del;
+mod device;
 mod drivers;
 mod error;
 mod exec;
@@ -43,6 +44,7 @@ use cache::Cache;
 use load::Networks;
 
 pub use config::{CniConfig, DefaultNetwork, InstanceTag, PrimaryFamily};
+pub use device::{is_link_name, move_device};
 pub use drivers::try_link_drivers;
 pub use error::CniError;
 pub use reap::{Leftover, Reaped};

@@ -63,6 +63,16 @@ impl PodSocket {
         }
     }
 
+    /// The same for a namespace that is left as it is.
+    pub(crate) fn enter(netns: BorrowedFd<'_>) -> io::Result<PodSocket> {
+        let netns = netns.try_clone_to_owned()?;
+        let thread = Builder::new().name("pod-netns".to_owned()).stack_size(STACK).spawn(move || {
+            move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))?;
+            Socket::open(NetlinkFamily::Route)
+        })?;
+        Ok(PodSocket::Coming(thread))
+    }
+
     /// The socket; waits for the thread the first time.
     pub(crate) fn get(&mut self) -> io::Result<&mut Socket> {
         if matches!(self, PodSocket::Coming(_))

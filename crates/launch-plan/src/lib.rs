@@ -6,7 +6,10 @@
 //!
 //! Design, limits and versions: docs/design/launch-plan.md.
 
+mod hook;
 pub mod wire;
+
+pub use hook::{HookProgram, HookPrograms, MAX_HOOKS_LEN};
 
 use std::ffi::CString;
 

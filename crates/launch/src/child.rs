@@ -125,6 +125,9 @@ fn go_on(prepared: &Prepared<'_>) -> Outcome {
     }
     write_sysctls(prepared)?;
     if let Some(root) = &assembled {
+        if let Some(hooks) = &prepared.request.hooks {
+            crate::hooks::before_pivot(prepared, hooks, root.as_fd())?;
+        }
         root::enter(root.as_fd(), prepared)?;
     }
     finish(prepared)
@@ -143,6 +146,24 @@ fn finish(prepared: &Prepared<'_>) -> Outcome {
         crate::scheduling::apply(plan)?;
     }
     hold(prepared)?;
+    if let Some(hooks) = &prepared.request.hooks {
+        crate::hooks::before_exec(prepared, hooks)?;
+    }
+    let words = Words { programs: &prepared.programs, argv: &prepared.argv, envp: &prepared.envp };
+    become_program(prepared, &words)
+}
+
+/// A program with its arguments and environment.
+pub(crate) struct Words<'a> {
+    /// Paths to try, in order.
+    pub(crate) programs: &'a [std::ffi::CString],
+    pub(crate) argv: &'a exec::StringArray,
+    pub(crate) envp: &'a exec::StringArray,
+}
+
+/// Takes what the plan says of privileges, and runs the program. Comes back only if that fails.
+pub(crate) fn become_program(prepared: &Prepared<'_>, words: &Words<'_>) -> Outcome {
+    let plan = prepared.request.plan;
     credentials::label(prepared)?;
     // With no_new_privs a filter may be loaded by anyone, so it comes last and need not allow what comes before it.
     // Without, loading takes CAP_SYS_ADMIN, which is about to go.
@@ -161,14 +182,14 @@ fn finish(prepared: &Prepared<'_>) -> Outcome {
     if let Some(filter) = late {
         bowline_linux::seccomp::load(&filter.filter.0, filter.flags).map_err(io_at(Stage::Seccomp, 0))?;
     }
-    Err(exec_first(prepared))
+    Err(exec_first(words))
 }
 
 /// Tries the program's places as `execvp` does: a missing one is passed over, a forbidden one remembered.
-fn exec_first(prepared: &Prepared<'_>) -> Failure {
+fn exec_first(words: &Words<'_>) -> Failure {
     let mut verdict = Errno::NOENT;
-    for program in &prepared.programs {
-        let error = exec::execve(program, &prepared.argv, &prepared.envp);
+    for program in words.programs {
+        let error = exec::execve(program, words.argv, words.envp);
         match Errno::from_io_error(&error).unwrap_or(Errno::IO) {
             Errno::NOENT | Errno::NOTDIR => {}
             Errno::ACCESS => verdict = Errno::ACCESS,

@@ -8,10 +8,10 @@
 //!   clone3 ---------------------> namespaces
 //!   make v1 cgroups, limits       assemble the root: overlay, mount program, masks
 //!   open the gate --------------> join v1 cgroups: before the first mount of one
+//!   <------------- Console(fd) -- terminal, if there is one
+//!   <------------- Waiting ------ gate, createContainer hooks, if there are hooks
 //!                                 pivot_root
-//!                                 terminal, working directory
-//!   <------------- Console(fd) -- (terminal only)
-//!   <------------- Held --------- hold, if asked
+//!   <------------- Held --------- hold, if asked; startContainer hooks
 //!                                 limits, credentials, seccomp
 //!   <---- Failed(stage) or EOF -- execve
 //! ```
@@ -24,6 +24,7 @@
 mod cgroups;
 mod child;
 mod credentials;
+mod hooks;
 mod lend;
 mod report;
 mod root;
@@ -36,7 +37,8 @@ pub use cgroups::{
     apply as apply_cgroup, kill_all, make_folder as make_cgroup, make_parent_folder as make_parent_cgroup,
     remove as remove_cgroups,
 };
-pub use report::{Failure, Report, Stage, receive};
+pub use hooks::{Hooks, Surroundings};
+pub use report::{Failure, HookEnd, Report, Stage, receive};
 
 use std::ffi::{CStr, CString};
 use std::io;
@@ -88,6 +90,8 @@ pub struct Request<'a> {
     pub root: Option<BorrowedFd<'a>>,
     /// Run another program instead of the plan's, which brings processes back into the root that was assembled.
     pub restorer: Option<Restorer<'a>>,
+    /// Programs to run on the way; only with a root.
+    pub hooks: Option<Hooks<'a>>,
 }
 
 /// A program of the host's that gets a container's root, its cgroups and its streams, and has its own credentials.
@@ -180,6 +184,8 @@ pub(crate) struct Prepared<'a> {
     outside: Outside,
     /// Argv of the program that restores, and places for the trees that it gets.
     lent: Option<lend::Lent>,
+    /// Arguments and environments of hooks.
+    hooks: hooks::Laid,
     /// `tasks` files of cgroup v1 folders to join at once.
     tasks: Vec<OwnedFd>,
     /// Or such folders to join when they are there.
@@ -253,6 +259,7 @@ pub fn launch(launcher: &Launcher<'_>, request: &Request<'_>) -> Result<Launched
         },
         volumes,
         lent: request.restorer.as_ref().map(lend::Lent::new),
+        hooks: hooks::Laid::new(request.hooks.as_ref()),
         tasks: groups.tasks,
         late,
         sync: theirs.as_fd(),
@@ -316,6 +323,9 @@ fn check(request: &Request<'_>) -> Result<(), LaunchError> {
         && (plan.rootfs.is_none() || restorer.argv.is_empty() || restorer.parts.len() > MAX_PARTS)
     {
         return Err(LaunchError::BadPlan("nothing can be restored by it"));
+    }
+    if request.hooks.is_some() && (plan.rootfs.is_none() || request.restorer.is_some()) {
+        return Err(LaunchError::BadPlan("hooks need a root that is assembled and entered"));
     }
     let joins = plan.join_namespaces.iter().all(|join| known(join.fd));
     let trees = plan.steps.iter().all(|step| match step {

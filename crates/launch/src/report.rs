@@ -45,10 +45,16 @@ pub enum Stage {
     Lend = 17,
     /// Scheduling policy (detail 0), I/O priority (1), NUMA policy (2), execution domain (3).
     Scheduling = 18,
+    /// Showing createContainer hooks the host around the root.
+    Surroundings = 19,
+    /// A createContainer hook; the detail is its position, the rest is read by [`Failure::hook_end`].
+    CreateHook = 20,
+    /// The same for a startContainer hook.
+    StartHook = 21,
 }
 
 impl Stage {
-    const ALL: [Stage; 19] = [
+    const ALL: [Stage; 22] = [
         Stage::Cgroup,
         Stage::Namespace,
         Stage::Propagation,
@@ -68,6 +74,9 @@ impl Stage {
         Stage::Orphaned,
         Stage::Lend,
         Stage::Scheduling,
+        Stage::Surroundings,
+        Stage::CreateHook,
+        Stage::StartHook,
     ];
 
     /// The stage of this number.
@@ -96,6 +105,9 @@ impl Stage {
             Stage::Exec => "running the program",
             Stage::Orphaned => "finding its monitor alive",
             Stage::Lend => "handing its root to criu",
+            Stage::Surroundings => "showing its hooks the host",
+            Stage::CreateHook => "running a createContainer hook",
+            Stage::StartHook => "running a startContainer hook",
             Stage::Scheduling => {
                 "setting its scheduling policy, I/O priority, NUMA policy or execution domain"
             }
@@ -114,6 +126,61 @@ pub struct Failure {
     pub errno: i32,
 }
 
+/// How a hook ended that did not succeed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HookEnd {
+    /// It could not be run: error number.
+    NotRun(i32),
+    /// It was killed at the end of its time.
+    TimedOut,
+    /// It was killed because whoever launches has let go.
+    Abandoned,
+    /// Exit code.
+    Code(i32),
+    /// Signal.
+    Signal(i32),
+}
+
+const TIMED_OUT: i32 = -1000;
+const ABANDONED: i32 = -1001;
+
+impl HookEnd {
+    pub(crate) fn number(self) -> i32 {
+        match self {
+            HookEnd::NotRun(errno) => errno,
+            HookEnd::TimedOut => TIMED_OUT,
+            HookEnd::Abandoned => ABANDONED,
+            HookEnd::Code(code) => -code,
+            HookEnd::Signal(signal) => -256 - signal,
+        }
+    }
+
+    /// What the error number of a failure at [`Stage::CreateHook`] or [`Stage::StartHook`] means.
+    pub fn from_number(number: i32) -> HookEnd {
+        match number {
+            TIMED_OUT => HookEnd::TimedOut,
+            ABANDONED => HookEnd::Abandoned,
+            -255..=-1 => HookEnd::Code(-number),
+            0.. => HookEnd::NotRun(number),
+            _ => HookEnd::Signal(-256 - number),
+        }
+    }
+}
+
+impl std::fmt::Display for HookEnd {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            HookEnd::NotRun(errno) => {
+                write!(f, "could not be run: {}", io::Error::from_raw_os_error(*errno))
+            }
+            HookEnd::TimedOut => f.write_str("was killed at the end of its time"),
+            HookEnd::Abandoned => f.write_str("was killed with the start that it belonged to"),
+            HookEnd::Code(code) => write!(f, "ended with exit code {code}"),
+            HookEnd::Signal(signal) => write!(f, "was ended by signal {signal}"),
+        }
+    }
+}
+
 /// What arrived from a child.
 #[derive(Debug)]
 pub enum Report {
@@ -123,6 +190,8 @@ pub enum Report {
     Console(OwnedFd),
     /// Another process has taken its place: number and process.
     Became(i32, OwnedFd),
+    /// Its root is assembled; it waits for the hooks that others run.
+    Waiting,
     /// It waits at the hold point of its plan.
     Held,
     /// It will end, for this reason.
@@ -133,6 +202,7 @@ const FAILED: u8 = 1;
 const CONSOLE: u8 = 2;
 const HELD: u8 = 3;
 const BECAME: u8 = 4;
+const WAITING: u8 = 5;
 
 /// Tells of a failure. There is nobody left to tell if this fails too.
 pub(crate) fn send_failure(sync: BorrowedFd<'_>, failure: Failure) {
@@ -152,6 +222,11 @@ pub(crate) fn send_held(sync: BorrowedFd<'_>) -> io::Result<()> {
     bowline_linux::message::send(sync, &[HELD], &[])
 }
 
+/// Tells that the root is assembled and the gate is waited at.
+pub(crate) fn send_waiting(sync: BorrowedFd<'_>) -> io::Result<()> {
+    bowline_linux::message::send(sync, &[WAITING], &[])
+}
+
 /// Tells which process goes on in our place.
 pub(crate) fn send_became(sync: BorrowedFd<'_>, pid: i32, process: BorrowedFd<'_>) -> io::Result<()> {
     let mut bytes = [BECAME, 0, 0, 0, 0];
@@ -168,6 +243,7 @@ pub fn receive(sync: BorrowedFd<'_>) -> io::Result<Report> {
         (0, _) => Ok(Report::Running),
         (1, CONSOLE) => descriptors.pop().map(Report::Console).ok_or_else(strange),
         (1, HELD) => Ok(Report::Held),
+        (1, WAITING) => Ok(Report::Waiting),
         (5, BECAME) => {
             let pid = i32::from_le_bytes([bytes[1], bytes[2], bytes[3], bytes[4]]);
             descriptors.pop().map(|process| Report::Became(pid, process)).ok_or_else(strange)
@@ -179,5 +255,33 @@ pub fn receive(sync: BorrowedFd<'_>) -> io::Result<Report> {
             Ok(Report::Failed(Failure { stage, detail, errno }))
         }
         _ => Err(strange()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ends_of_hooks_travel_as_numbers() {
+        let ends = [
+            HookEnd::NotRun(2),
+            HookEnd::TimedOut,
+            HookEnd::Abandoned,
+            HookEnd::Code(1),
+            HookEnd::Code(255),
+            HookEnd::Signal(1),
+            HookEnd::Signal(64),
+        ];
+        for end in ends {
+            assert_eq!(HookEnd::from_number(end.number()), end);
+        }
+    }
+
+    #[test]
+    fn stages_are_found_by_their_numbers() {
+        for (number, stage) in Stage::ALL.into_iter().enumerate() {
+            assert_eq!(stage as usize, number);
+        }
     }
 }

@@ -25,6 +25,10 @@ pub struct Program<'a> {
     pub output: BorrowedFd<'a>,
     /// cgroup v2 folder to be born in (Linux 5.7).
     pub cgroup: Option<BorrowedFd<'a>>,
+    /// Its working directory.
+    pub folder: &'a CStr,
+    /// It is killed when the thread that starts it ends, and begins a session of its own.
+    pub tied: bool,
 }
 
 /// Stack of the child until its `execve`; it calls a handful of thin functions.
@@ -36,7 +40,7 @@ struct Shared<'a> {
     error: Option<io::Error>,
 }
 
-/// Starts the program in the folder `/`, with no signal blocked and none ignored. The calling thread waits until the
+/// Starts the program with no signal blocked and none ignored. The calling thread waits until the
 /// program runs or could not be run, which is an error.
 ///
 /// The caller has to reap the process (its pidfd tells when).
@@ -100,7 +104,11 @@ fn prepare(program: &Program<'_>) -> io::Result<()> {
     crate::process::place(program.stdin, 0)?;
     crate::process::place(program.output, 1)?;
     crate::process::place(program.output, 2)?;
-    Ok(rustix::process::chdir(c"/")?)
+    if program.tied {
+        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+        rustix::process::setsid()?;
+    }
+    Ok(rustix::process::chdir(program.folder)?)
 }
 
 /// Blocks all signals of this thread: a handler of ours must not run in the child, on memory that is ours.
@@ -208,6 +216,8 @@ mod tests {
             stdin: null.as_fd(),
             output: write.as_fd(),
             cgroup: None,
+            folder: c"/",
+            tied: false,
         };
         let started = spawn(&program)?;
         drop(write);

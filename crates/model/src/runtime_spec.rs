@@ -11,8 +11,8 @@ mod resources;
 use std::collections::BTreeMap;
 
 pub use linux::{
-    IdMap, IntelRdt, Linux, LinuxDevice, LinuxMemoryPolicy, LinuxNamespace, LinuxPersonality, NamespaceType,
-    Seccomp, SeccompAction, SeccompArg, SeccompOp, SeccompSyscall, TimeOffset,
+    IdMap, IntelRdt, Linux, LinuxDevice, LinuxMemoryPolicy, LinuxNamespace, LinuxNetDevice, LinuxPersonality,
+    NamespaceType, Seccomp, SeccompAction, SeccompArg, SeccompOp, SeccompSyscall, TimeOffset,
 };
 pub use process::{
     CapabilitySets, ConsoleSize, EnvLine, IoPriority, Process, ProcessUser, Rlimit, Scheduler,
@@ -169,14 +169,41 @@ impl Spec {
     }
 }
 
-/// Whether hooks are there at all: an empty `hooks` object is none.
 impl Hooks {
-    /// No hook of any kind.
+    /// The lists, with the names of their kinds, in the order in which their moments come.
+    pub fn kinds(&self) -> [(&'static str, &[Hook]); 6] {
+        [
+            ("prestart", &self.prestart),
+            ("createRuntime", &self.create_runtime),
+            ("createContainer", &self.create_container),
+            ("startContainer", &self.start_container),
+            ("poststart", &self.poststart),
+            ("poststop", &self.poststop),
+        ]
+    }
+
+    /// The list of a kind; `None` for a kind that there is not.
+    pub fn kind_mut(&mut self, kind: &str) -> Option<&mut Vec<Hook>> {
+        Some(match kind {
+            "prestart" => &mut self.prestart,
+            "createRuntime" => &mut self.create_runtime,
+            "createContainer" => &mut self.create_container,
+            "startContainer" => &mut self.start_container,
+            "poststart" => &mut self.poststart,
+            "poststop" => &mut self.poststop,
+            _ => return None,
+        })
+    }
+
+    /// Whether some run before the program does: the launch has to wait for them.
+    pub fn come_before_the_program(&self) -> bool {
+        let Hooks { prestart, create_runtime, create_container, start_container, .. } = self;
+        [prestart, create_runtime, create_container, start_container].iter().any(|list| !list.is_empty())
+    }
+
+    /// No hook of any kind: an empty `hooks` object is none.
     pub fn is_empty(&self) -> bool {
-        let Hooks { prestart, create_runtime, create_container, start_container, poststart, poststop } = self;
-        [prestart, create_runtime, create_container, start_container, poststart, poststop]
-            .into_iter()
-            .all(Vec::is_empty)
+        self.kinds().iter().all(|(_, list)| list.is_empty())
     }
 }
 

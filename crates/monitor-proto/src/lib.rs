@@ -134,6 +134,14 @@ wire_enum! {
             /// Which.
             root: Root,
         },
+        /// As `Launch`, with hooks on the way (docs/design/hooks.md). Descriptors: plan, then the log file if `launch.log`, then
+        /// the hooks (sealed memory), the gate, the states for createContainer and for startContainer hooks, a file for
+        /// their output; then, if there are `surroundings`, the host's mounts and the bundle's folder; then the plan's own.
+        /// [`Event::Waiting`] comes before the answer.
+        LaunchHooked = 18 {
+            /// What and how.
+            hooked: Hooked,
+        },
     }
 }
 
@@ -269,6 +277,32 @@ wire_struct! {
         pub place: std::ffi::CString,
         /// Paths of mounts in the container's root that criu binds.
         pub parts: Vec<std::ffi::CString>,
+    }
+}
+
+wire_struct! {
+    /// A container to launch with hooks on the way.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub struct Hooked {
+        /// What and how.
+        pub launch: Launch,
+        /// Path of the bundle on the host.
+        pub bundle: std::ffi::CString,
+        /// What createContainer hooks see, if there are such.
+        pub surroundings: Option<Surroundings>,
+        /// The cgroup of hooks that the daemon runs, in the hierarchy of cgroup v2: killed with a launch that fails.
+        pub group: std::ffi::CString,
+    }
+}
+
+wire_struct! {
+    /// What is changed in the host's mounts for hooks.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub struct Surroundings {
+        /// A folder that is covered with an empty file system.
+        pub cover: std::ffi::CString,
+        /// Where the bundle's folder belongs, below it.
+        pub below: std::ffi::CString,
     }
 }
 
@@ -476,6 +510,13 @@ wire_enum! {
             exec: u64,
             /// Exit code, or 128 and the number of the signal.
             code: i32,
+        },
+        /// To the daemon that asked alone: a container's root is assembled, and its process waits at the gate.
+        Waiting = 2 {
+            /// The operation number of the launch.
+            operation: u64,
+            /// The process, in the monitor's PID namespace.
+            pid: i32,
         },
     }
 }

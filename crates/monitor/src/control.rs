@@ -16,6 +16,7 @@ use crate::setup::{self, Surroundings};
 
 mod attach;
 mod exit;
+mod hooked;
 mod restore;
 mod start;
 
@@ -206,6 +207,7 @@ impl Control {
             Request::Restore { restore } => self.restore(peer, operation, &restore, descriptors),
             Request::Restored { container, pid } => Some(self.restored(&container, pid)),
             Request::Prepare { root } => Some(self.prepare(&root)),
+            Request::LaunchHooked { hooked } => self.launch_hooked(peer, operation, &hooked, descriptors),
             Request::Shutdown => {
                 self.kill_everything();
                 self.ending = true;

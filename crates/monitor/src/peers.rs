@@ -57,6 +57,15 @@ impl Peers {
         matches!(sent, Some(Ok(())))
     }
 
+    /// Tells one alone.
+    pub fn tell_one(&mut self, id: PeerId, event: Event) {
+        let bytes = encode(&Message::Event { event });
+        let sent = self.socket(id).map(|socket| bowline_linux::message::send(socket, &bytes, &[]));
+        if matches!(sent, Some(Err(_))) {
+            self.remove(id);
+        }
+    }
+
     /// Tells everyone.
     pub fn tell(&mut self, event: Event) {
         let bytes = encode(&Message::Event { event });

@@ -23,6 +23,8 @@ use crate::user::{self, UserSpace};
 
 /// Where roots are assembled, in the base mount namespace.
 pub const MOUNT_POINT: &CStr = c"/root";
+/// Where the host's mounts are shown to hooks, in a copy of the base mount namespace.
+pub const HOST: &CStr = c"/host";
 /// Where the pod's /dev/shm is, in the base mount namespace.
 pub const SHM: &CStr = c"/shm";
 /// Where images and writable layers are, in the base mount namespace.

@@ -14,7 +14,7 @@ use bowline_plan::{Compiled, Descriptor, PlanInputs, RootfsSource, compile};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::{OpenTreeFlags, open_tree};
 
-use crate::{groups, hooks};
+use crate::groups;
 
 /// A folder with config.json, checked as far as the spec alone goes.
 pub(crate) struct Bundle {
@@ -32,9 +32,6 @@ impl Bundle {
         let mut spec =
             Spec::from_json(&text).with_context(|| format!("{} is no runtime spec", config.display()))?;
         check_version(&spec.oci_version)?;
-        if let Some(list) = &spec.hooks {
-            hooks::check(list)?;
-        }
         let root =
             spec.root.as_ref().filter(|root| !root.path.is_empty()).context("root.path: is missing")?;
         let rootfs = path.join(&root.path);
@@ -69,6 +66,12 @@ impl Bundle {
             arch: native_arch()?,
             seccomp: &SeccompCache::default(),
         })?;
+        if !compiled.net_devices.is_empty() {
+            bail!("linux.netDevices: is not supported for bundles");
+        }
+        if compiled.intel_rdt.is_some() {
+            bail!("linux.intelRdt: is not supported for bundles");
+        }
         let idmapped = |descriptor: &Descriptor| match descriptor {
             Descriptor::HostTree { idmap: Some(_), field, .. } => Some(field.clone()),
             _ => None,

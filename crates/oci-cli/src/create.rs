@@ -15,6 +15,7 @@ use crate::args::CreateArgs;
 use crate::bundle::{self, Bundle};
 use crate::groups::Groups;
 use crate::hierarchies::Hierarchies;
+use crate::hooks::OnTheWay;
 use crate::process::{self, Identity};
 use crate::store::{self, Folder, Record, Status, Store};
 use crate::{hooks, launching, wait};
@@ -83,29 +84,25 @@ struct Making<'a> {
 
 impl Making<'_> {
     fn go(&mut self, console: Option<&UnixStream>) -> Result<Cloned> {
-        let launched = self.launch()?;
+        let mut on_the_way = OnTheWay::new(self.compiled.hooks.as_ref(), &self.bundle.path)?;
+        let launched = self.launch(on_the_way.as_ref())?;
         let pid = launched.process.pid;
         let sync = launched.sync;
         self.child = Some(launched.process);
         let record = self.describe(pid, sync.as_raw_fd())?;
         // As early as this, so that `delete --force` finds the process if we are killed on the way.
         self.folder.write_record(&record)?;
-        self.wait_for_hold(&sync, console)?;
+        self.record = Some(record);
+        self.wait_for_hold(&sync, console, on_the_way.as_mut())?;
         self.folder.write_plan(&self.compiled.plan)?;
-        let record = {
-            let state = record.state_json(Status::Creating)?;
-            let record = self.record.insert(record);
-            hooks::run("prestart", &record.hooks.prestart, &record.bundle, &state)?;
-            hooks::run("createRuntime", &record.hooks.create_runtime, &record.bundle, &state)?;
-            record.ready = true;
-            record
-        };
+        let record = self.record.as_mut().context("the record is gone")?;
+        record.ready = true;
         self.folder.write_record(record)?;
         store::write_pid(self.wish.pid_file.as_deref(), pid).context("--pid-file")?;
         self.child.take().context("the process is gone")
     }
 
-    fn launch(&mut self) -> Result<Launched> {
+    fn launch(&mut self, on_the_way: Option<&OnTheWay>) -> Result<Launched> {
         let mut descriptors = bundle::open_all(&self.compiled.descriptors)?;
         let gate = rustix::fs::open(self.folder.fifo(), OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
         self.compiled.plan.hold =
@@ -115,7 +112,8 @@ impl Making<'_> {
         let is_pids = |descriptor: &Descriptor| matches!(descriptor, Descriptor::Namespace { flag, .. } if *flag == ns::PID);
         let pids = self.compiled.descriptors.iter().position(is_pids);
         let pids = pids.and_then(|at| descriptors.get(at)).map(|pids| pids.as_fd());
-        launching::start(&self.folder, &self.hierarchies, &self.compiled.plan, &descriptors, pids)
+        let hooks = on_the_way.map(|way| (self.bundle.rootfs.as_path(), way.hooks()));
+        launching::start(&self.folder, &self.hierarchies, &self.compiled.plan, &descriptors, pids, hooks)
     }
 
     fn describe(&self, pid: i32, sync: i32) -> Result<Record> {
@@ -134,10 +132,20 @@ impl Making<'_> {
         })
     }
 
-    fn wait_for_hold(&self, sync: &OwnedFd, console: Option<&UnixStream>) -> Result<()> {
+    fn wait_for_hold(
+        &self,
+        sync: &OwnedFd,
+        console: Option<&UnixStream>,
+        mut on_the_way: Option<&mut OnTheWay>,
+    ) -> Result<()> {
         loop {
             match bowline_launch::receive(sync.as_fd()).context("hear from the process")? {
                 Report::Held => return Ok(()),
+                Report::Waiting => {
+                    let record = self.record.as_ref().context("the process came before its record")?;
+                    let hooks = on_the_way.as_mut().context("the process waits for no hook")?;
+                    hooks.pass(record)?;
+                }
                 Report::Console(master) => {
                     let socket = console.context("a terminal came that nobody asked for")?;
                     let sent = bowline_linux::message::send(socket.as_fd(), b"/dev/ptmx", &[master.as_fd()]);

@@ -37,7 +37,7 @@ pub(crate) fn exec(store: &Store, wish: &ExecArgs) -> Result<u8> {
     let hierarchies = Hierarchies::discover()?.ordered_as(&record.groups.layout)?;
     let signals = if wish.detach { None } else { Some(Signals::catch()?) };
     let door = [live.pidfd];
-    let launched = launching::start(&folder, &hierarchies, &plan, &door, Some(door[0].as_fd()))?;
+    let launched = launching::start(&folder, &hierarchies, &plan, &door, Some(door[0].as_fd()), None)?;
     if let Err(error) = hear(&launched, &plan) {
         // Not left to whoever adopts it: until it is taken, it keeps the container's PID namespace from ending.
         wait::reap(&launched.process.pidfd)?;
@@ -56,7 +56,7 @@ fn hear(launched: &Launched, plan: &LaunchPlan) -> Result<()> {
         match launched.report().context("hear from the process")? {
             Report::Running => return Ok(()),
             Report::Failed(failure) => return Err(launching::failed(plan, failure)),
-            Report::Console(_) | Report::Held | Report::Became(..) => {}
+            Report::Console(_) | Report::Held | Report::Waiting | Report::Became(..) => {}
         }
     }
 }

@@ -1,46 +1,79 @@
-//! Hooks: programs of the host that run at points of a container's life.
+//! Hooks: programs that run at points of a container's life (docs/design/hooks.md).
 
+use std::ffi::CString;
 use std::fs::File;
 use std::io::{Seek as _, SeekFrom, Write as _};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
+use bowline_launch_plan::HookPrograms;
 use bowline_model::runtime_spec::{Hook, Hooks};
+use bowline_plan::hook_programs;
 
 use crate::process;
+use crate::store::{Record, Status};
 
 /// A hook without a timeout may take for ever.
-const UNLIMITED: Option<i64> = None;
+const UNLIMITED: u32 = 0;
 
-/// Refuses, before anything is made, what could not be run later.
-pub(crate) fn check(hooks: &Hooks) -> Result<()> {
-    for (kind, list) in
-        [("createContainer", &hooks.create_container), ("startContainer", &hooks.start_container)]
-    {
-        if !list.is_empty() {
-            bail!("hooks.{kind} is not supported: hooks run in the host's namespaces only");
+/// What hooks that run in the container need, beside those of the host.
+pub(crate) struct OnTheWay {
+    programs: HookPrograms,
+    bundle: CString,
+    gate: OwnedFd,
+    opener: OwnedFd,
+    /// For createContainer and startContainer hooks.
+    states: [File; 2],
+}
+
+impl OnTheWay {
+    /// `None` without hooks that come before the program.
+    pub(crate) fn new(hooks: Option<&Hooks>, bundle: &Path) -> Result<Option<OnTheWay>> {
+        let Some(hooks) = hooks.filter(|hooks| hooks.come_before_the_program()) else { return Ok(None) };
+        let (gate, opener) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+        Ok(Some(OnTheWay {
+            programs: hook_programs(hooks, UNLIMITED)?,
+            bundle: CString::new(bundle.as_os_str().as_bytes())?,
+            gate,
+            opener,
+            states: [stdin(b"")?, stdin(b"")?],
+        }))
+    }
+
+    /// For the launcher. Our stderr is theirs.
+    pub(crate) fn hooks(&self) -> bowline_launch::Hooks<'_> {
+        bowline_launch::Hooks {
+            programs: &self.programs,
+            surroundings: None,
+            bundle: &self.bundle,
+            gate: self.gate.as_fd(),
+            create_state: self.states[0].as_fd(),
+            start_state: self.states[1].as_fd(),
+            output: rustix::stdio::stderr(),
         }
     }
-    let kinds = [
-        ("prestart", &hooks.prestart),
-        ("createRuntime", &hooks.create_runtime),
-        ("poststart", &hooks.poststart),
-        ("poststop", &hooks.poststop),
-    ];
-    for (kind, list) in kinds {
-        for (index, hook) in list.iter().enumerate() {
-            let field = format!("hooks.{kind}[{index}]");
-            if !hook.path.starts_with('/') {
-                bail!("{field}.path: {:?} is not absolute", hook.path);
-            }
-            if let Some(timeout) = hook.timeout.filter(|timeout| *timeout <= 0) {
-                bail!("{field}.timeout: {timeout} is not above 0");
-            }
+
+    /// While the process waits: tells the container's hooks of it, runs those of the host, and lets it go on.
+    pub(crate) fn pass(&mut self, record: &Record) -> Result<()> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", record.process.pid))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+        let inside = line.and_then(|line| line.split_whitespace().last()).and_then(|pid| pid.parse().ok());
+        let inside: i32 = inside.context("the process has no number in its container")?;
+        for (file, status) in self.states.iter_mut().zip([Status::Creating, Status::Created]) {
+            let mut state = record.state(status);
+            state.pid = Some(inside);
+            file.write_all(&serde_json::to_vec(&state)?)?;
         }
+        let state = record.state_json(Status::Creating)?;
+        run("prestart", &record.hooks.prestart, &record.bundle, &state)?;
+        run("createRuntime", &record.hooks.create_runtime, &record.bundle, &state)?;
+        rustix::io::write(&self.opener, b"1").context("let the process go on")?;
+        Ok(())
     }
-    Ok(())
 }
 
 /// Runs hooks one after the other, up to the first that fails.
@@ -74,7 +107,7 @@ fn run_one(hook: &Hook, bundle: &Path, state: &[u8]) -> Result<()> {
     command.stdin(stdin(state)?).stdout(Stdio::from(rustix::stdio::stderr().try_clone_to_owned()?));
     command.current_dir(bundle);
     let mut child = command.spawn().context("could not be run")?;
-    let limit = hook.timeout.map_or(UNLIMITED, |seconds| Some(i64::from(seconds) * 1000));
+    let limit = hook.timeout.map(|seconds| i64::from(seconds) * 1000);
     wait(&mut child, limit)
 }
 

@@ -30,7 +30,7 @@ pub(crate) fn start(store: &Store, id: &str) -> Result<()> {
         match bowline_launch::receive(sync.as_fd()).context("hear from the process")? {
             Report::Running => break,
             Report::Failed(failure) => return Err(launching::failed(&plan, failure)),
-            Report::Console(_) | Report::Held | Report::Became(..) => {}
+            Report::Console(_) | Report::Held | Report::Waiting | Report::Became(..) => {}
         }
     }
     let state = record.state_json(Status::Running)?;

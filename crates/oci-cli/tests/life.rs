@@ -165,7 +165,9 @@ fn bad_bundles_name_the_field_and_leave_nothing() {
             spec["mounts"] = json!([{"destination": "/x", "source": "nowhere", "options": ["bind"]}]);
         }),
         ("/x", |spec| spec["mounts"] = json!([{"destination": "/x", "type": "nofs", "source": "nofs"}])),
-        ("hooks.startContainer", |spec| spec["hooks"] = json!({"startContainer": [{"path": "/bin/true"}]})),
+        ("hooks.startContainer[0].timeout", |spec| {
+            spec["hooks"] = json!({"startContainer": [{"path": "/bin/true", "timeout": 0}]});
+        }),
         ("hooks.poststop[0].path", |spec| spec["hooks"] = json!({"poststop": [{"path": "true"}]})),
         ("linux.namespaces[0]", |spec| {
             spec["linux"]["namespaces"] = json!([{"type": "user"}, {"type": "mount"}])
@@ -268,16 +270,30 @@ fn hooks_run_in_order_with_the_state() {
         let script = format!("S=$({busybox} {find}); echo \"{name} $S $A ${{OF_HOST-clean}}\" >> {log}");
         json!([{"path": busybox, "args": ["sh", "-c", script], "env": ["A=x"], "timeout": 5}])
     };
+    // In the container's namespaces, where it is the first process; with the host's files, and the finished root below.
+    let outside = format!(
+        "S=$({busybox} cat); case $S in *'\"status\":\"creating\"'*'\"pid\":1,'*) ;; *) exit 1;; esac; \
+         cd rootfs && {busybox} test -e proc/1/status && {busybox} test -c dev/null && \
+         echo \"createContainer\" >> {log} && echo \"$S\" > made"
+    );
+    let inside = "S=$(cat); case $S in *'\"status\":\"created\"'*'\"pid\":1,'*) ;; *) exit 1;; esac; id -u > /tmp/started";
     place.bundle(|spec| {
-        spec["process"]["args"] = json!(["sh", "-c", "exit 4"]);
+        let script = format!("test -s /made && test $(cat /tmp/started) = 7 && ! test -e {log} && exit 4");
+        spec["process"]["args"] = json!(["sh", "-c", script]);
+        spec["process"]["user"] = json!({"uid": 7, "gid": 7});
+        spec["mounts"].as_array_mut().unwrap().push(
+            json!({"destination": "/tmp", "type": "tmpfs", "source": "tmpfs", "options": ["mode=1777"]}),
+        );
         spec["hooks"] = json!({
             "poststop": hook("poststop"), "poststart": hook("poststart"),
             "createRuntime": hook("createRuntime"), "prestart": hook("prestart"),
+            "createContainer": [{"path": busybox, "args": ["sh", "-c", outside]}],
+            "startContainer": [{"path": "/bin/busybox", "args": ["sh", "-c", inside], "env": ["PATH=/bin"]}],
         });
     });
     let mut command = place.command(&["run", "--bundle", &place.bundle_path(), "c1"]);
     assert_eq!(command.env("OF_HOST", "dirty").status().unwrap().code(), Some(4));
-    let lines = "prestart creating x clean\ncreateRuntime creating x clean\npoststart running x clean\npoststop stopped x clean\n";
+    let lines = "prestart creating x clean\ncreateRuntime creating x clean\ncreateContainer\npoststart running x clean\npoststop stopped x clean\n";
     assert_eq!(fs::read_to_string(&log).unwrap(), lines);
     place.nothing_left();
 }
@@ -301,6 +317,20 @@ fn a_failing_hook_undoes_the_container() {
     place.nothing_left();
     bundle("prestart", "exec sleep 1000");
     place.fails(&["create", "--bundle", &place.bundle_path(), "c1"], "its timeout");
+    place.nothing_left();
+    bundle("createContainer", end);
+    place.fails(
+        &["create", "--bundle", &place.bundle_path(), "c1"],
+        "hooks.createContainer[0] ended with exit code 5",
+    );
+    place.nothing_left();
+    bundle("createContainer", "exec sleep 1000");
+    place.fails(&["create", "--bundle", &place.bundle_path(), "c1"], "at the end of its time");
+    place.nothing_left();
+    bundle("startContainer", end);
+    // The container has a program of that name too.
+    let inside = "hooks.startContainer[0] ended with exit code 5";
+    place.fails(&["run", "--bundle", &place.bundle_path(), "c1"], inside);
     place.nothing_left();
     bundle("poststart", end);
     place.fails(&["run", "--bundle", &place.bundle_path(), "c1"], "hooks.poststart[0]");

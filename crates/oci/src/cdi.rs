@@ -6,7 +6,9 @@
 
 use std::collections::BTreeMap;
 
-use bowline_model::runtime_spec::{DeviceRule, LinuxDevice, LinuxResources, Mount, Process, Spec};
+use bowline_model::runtime_spec::{
+    DeviceRule, Hook, Hooks, IntelRdt, LinuxDevice, LinuxNetDevice, LinuxResources, Mount, Process, Spec,
+};
 use serde::Deserialize;
 
 use crate::{HostDevice, clean_path};
@@ -54,17 +56,17 @@ pub struct CdiEdits {
     pub env: Vec<String>,
     /// Device nodes.
     pub device_nodes: Vec<CdiNode>,
-    /// Network devices to move; refused.
-    pub net_devices: Vec<serde_json::Value>,
+    /// Network devices to move.
+    pub net_devices: Vec<CdiNetDevice>,
     /// Mounts.
     pub mounts: Vec<CdiMount>,
-    /// Programs to run on the way; refused.
+    /// Programs to run on the way.
     pub hooks: Vec<CdiHook>,
     /// Groups of the process.
     #[serde(rename = "additionalGids")]
     pub additional_gids: Vec<u32>,
-    /// Cache and memory bandwidth; refused.
-    pub intel_rdt: Option<serde_json::Value>,
+    /// Cache and memory bandwidth.
+    pub intel_rdt: Option<IntelRdt>,
 }
 
 /// A device node.
@@ -103,6 +105,16 @@ pub struct CdiMount {
     pub options: Vec<String>,
     /// File system; empty: a bind mount.
     pub r#type: String,
+}
+
+/// A network device.
+#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct CdiNetDevice {
+    /// Its name on the host.
+    pub host_interface_name: String,
+    /// Its name in the container.
+    pub name: String,
 }
 
 /// A hook.
@@ -152,14 +164,6 @@ pub enum CdiError {
         place: String,
         /// What is wrong.
         reason: String,
-    },
-    /// Something that we cannot do.
-    #[error("the CDI device `{name}` asks for {what}, which this version of bowline does not have")]
-    Unsupported {
-        /// The device.
-        name: String,
-        /// What.
-        what: String,
     },
 }
 
@@ -289,7 +293,6 @@ fn edit(
     look: &dyn Fn(&str) -> std::io::Result<HostDevice>,
     elsewhere: &mut Vec<(String, String)>,
 ) -> Result<(), CdiError> {
-    refuse(name, edits)?;
     let process = spec.process.get_or_insert_default();
     for line in &edits.env {
         set_variable(name, process, line)?;
@@ -319,6 +322,27 @@ fn edit(
         linux.devices.retain(|there| there.path != device.path);
         linux.devices.push(device);
     }
+    for device in &edits.net_devices {
+        let bad = |reason: &str| invalid(format!("CDI device {name}: netDevices"), reason);
+        if device.host_interface_name.is_empty() {
+            return Err(bad("hostInterfaceName is missing"));
+        }
+        let devices = &mut spec.linux.get_or_insert_default().net_devices;
+        let wanted = LinuxNetDevice { name: device.name.clone() };
+        match devices.insert(device.host_interface_name.clone(), wanted.clone()) {
+            Some(other) if other != wanted => {
+                return Err(bad(&format!("{} is to have two names", device.host_interface_name)));
+            }
+            _ => {}
+        }
+    }
+    if let Some(rdt) = &edits.intel_rdt {
+        // The last one counts, as for a file of the same class.
+        spec.linux.get_or_insert_default().intel_rdt = Some(rdt.clone());
+    }
+    for hook in &edits.hooks {
+        add_hook(name, hook, spec.hooks.get_or_insert_default())?;
+    }
     for mount in &edits.mounts {
         let mount = resolve_mount(name, mount)?;
         spec.mounts.retain(|there| there.destination != mount.destination);
@@ -327,17 +351,17 @@ fn edit(
     Ok(())
 }
 
-fn refuse(name: &str, edits: &CdiEdits) -> Result<(), CdiError> {
-    let what = if let Some(hook) = edits.hooks.first() {
-        format!("a {} hook ({})", hook.hook_name, hook.path)
-    } else if !edits.net_devices.is_empty() {
-        "a network device".to_owned()
-    } else if edits.intel_rdt.is_some() {
-        "intelRdt".to_owned()
-    } else {
-        return Ok(());
-    };
-    Err(CdiError::Unsupported { name: name.to_owned(), what })
+fn add_hook(name: &str, hook: &CdiHook, hooks: &mut Hooks) -> Result<(), CdiError> {
+    let bad = |reason: String| invalid(format!("CDI device {name}: hooks {:?}", hook.path), reason);
+    let list = hooks.kind_mut(&hook.hook_name);
+    let list = list.ok_or_else(|| bad(format!("there is no hookName {:?}", hook.hook_name)))?;
+    if !hook.path.starts_with('/') {
+        return Err(bad("path is not absolute".to_owned()));
+    }
+    let timeout = hook.timeout.map(i32::try_from).transpose();
+    let timeout = timeout.map_err(|_| bad("timeout is out of range".to_owned()))?;
+    list.push(Hook { path: hook.path.clone(), args: hook.args.clone(), env: hook.env.clone(), timeout });
+    Ok(())
 }
 
 fn set_variable(name: &str, process: &mut Process, line: &str) -> Result<(), CdiError> {

@@ -21,7 +21,8 @@ mod spec;
 mod user;
 
 pub use cdi::{
-    CdiDevice, CdiDevices, CdiEdits, CdiError, CdiFile, CdiHook, CdiMount, CdiNode, parse_cdi, parse_cdi_name,
+    CdiDevice, CdiDevices, CdiEdits, CdiError, CdiFile, CdiHook, CdiMount, CdiNetDevice, CdiNode, parse_cdi,
+    parse_cdi_name,
 };
 pub use default_seccomp::{SeccompArch, default_seccomp};
 pub use error::{Note, SpecError};

@@ -131,20 +131,40 @@ fn what_is_not_there_is_named_with_the_folders() {
 }
 
 #[test]
-fn what_cannot_be_given_is_refused_by_name() {
+fn hooks_links_and_classes_are_handed_over() {
+    let text = r#"{"cdiVersion": "1.1.0", "kind": "v.com/c", "devices": [{"name": "d", "containerEdits": {
+        "hooks": [
+            {"hookName": "createContainer", "path": "/bin/x", "args": ["x", "y"], "env": ["A=b"], "timeout": 7},
+            {"hookName": "poststop", "path": "/bin/z"}],
+        "netDevices": [{"hostInterfaceName": "eth1", "name": "net1"}],
+        "intelRdt": {"closID": "gold", "schemata": ["L3:0=f"], "enableMonitoring": true}}}]}"#;
+    let (spec, _) = apply(&devices(&[("f.json", text)]), &["v.com/c=d"]).unwrap();
+    let hooks = spec.hooks.unwrap();
+    assert_eq!((hooks.create_container.len(), hooks.poststop.len()), (1, 1));
+    let hook = &hooks.create_container[0];
+    assert_eq!((hook.path.as_str(), hook.args.len(), hook.timeout), ("/bin/x", 2, Some(7)));
+    let linux = spec.linux.unwrap();
+    assert_eq!(linux.net_devices["eth1"].name, "net1");
+    let rdt = linux.intel_rdt.unwrap();
+    assert_eq!((rdt.clos_id.as_str(), rdt.schemata.len(), rdt.enable_monitoring), ("gold", 1, true));
+}
+
+#[test]
+fn edits_that_make_no_sense_are_refused_by_name() {
     for (edits, word) in [
+        (r#"{"hooks": [{"hookName": "sometimes", "path": "/bin/x"}]}"#, "sometimes"),
+        (r#"{"hooks": [{"hookName": "poststop", "path": "bin/x"}]}"#, "absolute"),
+        (r#"{"netDevices": [{"name": "net1"}]}"#, "hostInterfaceName"),
         (
-            r#"{"hooks": [{"hookName": "createContainer", "path": "/bin/x"}]}"#,
-            "createContainer hook (/bin/x)",
+            r#"{"netDevices": [{"hostInterfaceName": "a", "name": "b"}, {"hostInterfaceName": "a", "name": "c"}]}"#,
+            "two names",
         ),
-        (r#"{"netDevices": [{"hostInterfaceName": "eth1", "name": "net1"}]}"#, "network device"),
-        (r#"{"intelRdt": {"closID": "x"}}"#, "intelRdt"),
     ] {
         let text = format!(
             r#"{{"cdiVersion": "1.1.0", "kind": "v.com/c", "devices": [{{"name": "d", "containerEdits": {edits}}}]}}"#
         );
         let error = apply(&devices(&[("f.json", &text)]), &["v.com/c=d"]).unwrap_err();
-        assert!(matches!(error, CdiError::Unsupported { .. }), "{error}");
+        assert!(matches!(error, CdiError::Invalid { .. }), "{error}");
         assert!(error.to_string().contains(word) && error.to_string().contains("v.com/c=d"), "{error}");
     }
 }

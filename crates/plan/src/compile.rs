@@ -4,10 +4,12 @@ use std::ffi::CString;
 
 use bowline_launch_plan::{CgroupStep, FdIndex, LaunchPlan, Rlimit, Rootfs, Step};
 use bowline_model::cgroup::CgroupLayout;
-use bowline_model::runtime_spec::{Hooks, Linux, LinuxResources, Process, Spec};
+use bowline_model::runtime_spec::{Hooks, IntelRdt, Linux, LinuxResources, Process, Spec};
 
 use crate::bytes::{absolute, c_string, parts};
-use crate::{PlanError, credentials, devices, mounts, namespaces, resources, scheduling, seccomp, sysctls};
+use crate::{
+    PlanError, credentials, devices, hooks, mounts, namespaces, resources, scheduling, seccomp, sysctls,
+};
 
 /// What a plan is made from.
 #[derive(Debug, Clone, Copy)]
@@ -58,8 +60,12 @@ pub struct Compiled {
     pub plan: LaunchPlan,
     /// What to open and send beside it; the position is the `FdIndex`.
     pub descriptors: Vec<Descriptor>,
-    /// Hooks of the spec, for whoever runs them (`bowline oci`); no launcher does.
+    /// Hooks of the spec, for whoever starts the container: docs/design/hooks.md.
     pub hooks: Option<Hooks>,
+    /// Network devices to move in, for whoever has the network: name on the host and in the container.
+    pub net_devices: Vec<(String, String)>,
+    /// A class of service, for whoever starts the container.
+    pub intel_rdt: Option<IntelRdt>,
     /// What was left out because this kernel has nothing of the kind.
     pub notes: Vec<String>,
 }
@@ -179,20 +185,48 @@ pub fn compile(inputs: &PlanInputs<'_>) -> Result<Compiled, PlanError> {
     plan.selinux = label("process.selinuxLabel", &process.selinux_label)?;
     plan.mount_label = label("linux.mountLabel", &linux.mount_label)?;
     let hooks = spec.hooks.clone().filter(|hooks| !hooks.is_empty());
-    Ok(Compiled { plan, descriptors: descriptors.0, hooks, notes })
+    hooks.as_ref().map_or(Ok(()), hooks::check)?;
+    let net_devices = net_devices(linux)?;
+    Ok(Compiled {
+        plan,
+        descriptors: descriptors.0,
+        hooks,
+        net_devices,
+        intel_rdt: linux.intel_rdt.clone(),
+        notes,
+    })
 }
 
 fn refuse_unsupported(process: &Process, linux: &Linux) -> Result<(), PlanError> {
     let asked = [
         ("process.execCPUAffinity", process.exec_cpu_affinity.is_some()),
         ("linux.timeOffsets", !linux.time_offsets.is_empty()),
-        ("linux.intelRdt", linux.intel_rdt.is_some()),
-        ("linux.netDevices", !linux.net_devices.is_empty()),
     ];
     match asked.iter().find(|(_, asked)| *asked) {
         Some((field, _)) => Err(PlanError::unsupported(*field)),
         None => Ok(()),
     }
+}
+
+/// The most network devices of a container.
+const MAX_NET_DEVICES: usize = 64;
+
+/// Who moves them knows which names the kernel takes.
+fn net_devices(linux: &Linux) -> Result<Vec<(String, String)>, PlanError> {
+    let field = "linux.netDevices";
+    if linux.net_devices.len() > MAX_NET_DEVICES {
+        let reason = format!("there are {}; the limit is {MAX_NET_DEVICES}", linux.net_devices.len());
+        return Err(PlanError::invalid(field, reason));
+    }
+    let mut names: Vec<(String, String)> = Vec::new();
+    for (host, device) in &linux.net_devices {
+        let name = if device.name.is_empty() { host } else { &device.name };
+        if !name.contains('%') && names.iter().any(|(_, taken)| taken == name) {
+            return Err(PlanError::invalid(field, format!("two devices get the name {name:?}")));
+        }
+        names.push((host.clone(), name.clone()));
+    }
+    Ok(names)
 }
 
 /// argv, environment, working directory, terminal.

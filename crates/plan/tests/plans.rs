@@ -281,7 +281,6 @@ fn what_we_do_not_do_is_refused_by_name() {
     refused("linux.memoryPolicy.nodes", |v| v["linux"]["memoryPolicy"] = json!({"mode": "MPOL_BIND"}));
     refused("linux.personality.domain", |v| v["linux"]["personality"] = json!({"domain": "BSD"}));
     refused("linux.timeOffsets", |v| v["linux"]["timeOffsets"] = json!({"monotonic": {"secs": 1}}));
-    refused("linux.intelRdt", |v| v["linux"]["intelRdt"] = json!({"closID": "x"}));
     refused("linux.namespaces[0].type \"time\"", |v| v["linux"]["namespaces"][0] = json!({"type": "time"}));
     refused("process.args", |v| v["process"]["args"] = json!([]));
     refused("process.cwd", |v| v["process"]["cwd"] = json!("x"));

@@ -5,6 +5,7 @@
 //!   /store     the daemon's root folder: layers and writable layers, on one file system
 //!   /root      empty: roots are assembled here, each in its own copy of the namespace
 //!   /shm       the pod's /dev/shm
+//!   /host      empty: a container with hooks shows them the host there
 //!   /mapped, /proc, /sys   empty; pods with a user namespace put theirs there
 //! ```
 //!
@@ -70,7 +71,7 @@ fn build(root: &Path) -> io::Result<OwnedFd> {
     fsconfig_set_string(context.as_fd(), "size", "64k")?;
     fsconfig_create(&context)?;
     let base = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
-    for folder in ["store", "root", "shm", "mapped", "proc", "sys"] {
+    for folder in ["store", "root", "shm", "mapped", "proc", "sys", "host"] {
         rustix::fs::mkdirat(&base, folder, Mode::from_raw_mode(0o755))?;
     }
     // The root folder is as good a place as any: it exists, and this namespace is nobody else's.

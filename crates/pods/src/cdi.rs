@@ -33,10 +33,7 @@ pub(crate) fn apply(
             Some(problem) if unresolved => format!("CDI_devices: {error}; beside, {problem}"),
             _ => format!("CDI_devices: {error}"),
         };
-        match error {
-            CdiError::Unsupported { .. } => PodError::Unsupported(text),
-            _ => PodError::Invalid(text),
-        }
+        PodError::Invalid(text)
     })
 }
 

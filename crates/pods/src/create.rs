@@ -9,7 +9,7 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use bowline_image::{Image, LayerName};
-use bowline_model::runtime_spec::Spec;
+use bowline_model::runtime_spec::{NamespaceType, Spec};
 use bowline_model::spec::{ContainerSpec, NamespaceMode, PodSpec, Propagation, SecurityProfile};
 use bowline_model::{ContainerId, SandboxId, Signal};
 use bowline_nri::Ticket;
@@ -25,7 +25,7 @@ use crate::checkpoint::{self, TakenIn};
 use crate::error::doing;
 use crate::nri::{Making, Settled};
 use crate::shared::Shared;
-use crate::{PodError, cdi, devices, files, user, volumes};
+use crate::{PodError, cdi, devices, files, net_devices, rdt, user, volumes};
 
 /// The longest seccomp profile that is read from the host, in bytes.
 const MAX_PROFILE: u64 = 4 << 20;
@@ -150,6 +150,18 @@ fn build(
     shared.store.write_config(&pod.id, &id, &stored).map_err(doing("write the container's spec"))?;
     make_writable_layer(shared, &pod.spec, &record)?;
     let compiled = compile(shared, &pod.spec, &record, &stored)?;
+    let networks = stored.spec.linux.iter().flat_map(|linux| &linux.namespaces);
+    let own_network = networks.into_iter().any(|namespace| namespace.kind == NamespaceType::Network);
+    net_devices::check(&pod.spec, own_network, &compiled.net_devices)?;
+    if let Some(rdt) = &compiled.intel_rdt {
+        rdt::check(rdt)?;
+        rdt::require(Path::new(rdt::ROOT))?;
+    }
+    if taken.is_some() && compiled.hooks.is_some() {
+        return Err(PodError::Unsupported(
+            "the container comes from a checkpoint, and a CDI device or an NRI plugin gives it hooks; it can have no hooks".into(),
+        ));
+    }
     if let Some(taken) = taken {
         taken.keep(shared, pod, &record, &stored, &compiled)?;
     }

@@ -103,6 +103,8 @@ impl Pods {
             let program = Program::load(&config.monitor)
                 .map_err(doing(format!("load the monitor program {}", config.monitor.display())))?;
             std::fs::create_dir_all(config.state.join("pods")).map_err(doing("make the state folder"))?;
+            std::fs::create_dir_all(config.state.join(crate::hooks::BUNDLES))
+                .map_err(doing("make the folder of bundles"))?;
             std::fs::create_dir_all(images.layers_dir()).map_err(doing("make the folder of layers"))?;
             base::make_mount_points(&config.root).map_err(doing("make the layer of mount points"))?;
             let base = base::make(&config.root).map_err(doing("make the base mount namespace"))?;

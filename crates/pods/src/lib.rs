@@ -14,6 +14,7 @@
 //! - [`driver`], [`scope`]: where a pod's cgroup is, and systemd's part in that
 //! - [`actor`]: the loop, and the life of containers
 //! - [`create`], [`start`]: from a spec to a plan to a launch
+//! - [`hooks`]: programs that run on the way
 //! - [`checkpoint`]: containers as files, and back
 //! - [`stop_pod`]: taking everything down again
 //! - [`recover`]: what a new daemon does with the pods of the one before
@@ -38,13 +39,16 @@ mod events;
 mod exec;
 mod files;
 mod handle;
+mod hooks;
 mod host;
 pub mod kernel;
 mod monitor;
+mod net_devices;
 mod netns;
 mod nri;
 mod operations;
 mod paths;
+mod rdt;
 mod recover;
 mod run_pod;
 mod scope;

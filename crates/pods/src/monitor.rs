@@ -16,7 +16,9 @@ use bowline_linux::clone::Cloned;
 use bowline_linux::exec::StringArray;
 use bowline_linux::{message, spawn};
 use bowline_monitor_proto::paths::PATHS_NAME;
-use bowline_monitor_proto::{Answer, Call, Event, MAX_MESSAGE, Message, Request, decode, encode};
+use bowline_monitor_proto::{
+    Answer, Call, Event, Hooked, Launch, MAX_MESSAGE, Message, Pids, Request, decode, encode,
+};
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::process::{WaitId, WaitIdOptions};
 use tokio::io::Interest;
@@ -102,6 +104,8 @@ impl Program {
             stdin: theirs.as_fd(),
             output: null,
             cgroup,
+            folder: c"/",
+            tied: false,
         };
         Ok((spawn::spawn(&program).map_err(io_error("start"))?, ours))
     }
@@ -138,6 +142,8 @@ type Reply = (Answer, Vec<OwnedFd>);
 struct Waiting {
     replies: HashMap<u64, oneshot::Sender<Reply>>,
     execs: HashMap<u64, oneshot::Sender<i32>>,
+    /// Launches with hooks: who is told of the process at the gate.
+    gates: HashMap<u64, oneshot::Sender<i32>>,
     lost: bool,
 }
 
@@ -152,6 +158,7 @@ pub struct Monitor {
     restores: OnceCell<bool>,
     /// Started by this daemon, so that it knows every request that we know.
     fresh: bool,
+    hooks: OnceCell<bool>,
 }
 
 /// What the pod's actor hears of its monitor.
@@ -185,6 +192,7 @@ impl Monitor {
             attaches: OnceCell::new(),
             restores: OnceCell::new(),
             fresh,
+            hooks: OnceCell::new(),
         });
         tokio::spawn(listen(monitor.clone(), heard));
         Ok(monitor)
@@ -219,6 +227,21 @@ impl Monitor {
         self.lock().execs.insert(operation, send);
         let reply = self.send_as(operation, request, descriptors)?;
         Ok((operation, reply, exited))
+    }
+
+    /// Asks for a launch with hooks: (the answer to come, the process that waits at the gate). The latter never comes if
+    /// the answer does.
+    #[allow(clippy::type_complexity)]
+    pub fn launch_hooked(
+        &self,
+        hooked: Hooked,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<(oneshot::Receiver<Reply>, oneshot::Receiver<i32>), MonitorError> {
+        let (send, waiting) = oneshot::channel();
+        let operation = self.next.fetch_add(1, Ordering::Relaxed);
+        self.lock().gates.insert(operation, send);
+        let reply = self.send_as(operation, Request::LaunchHooked { hooked }, descriptors)?;
+        Ok((reply, waiting))
     }
 
     /// Waits until the monitor has told of the end of an exec whose receiver is gone, at most `limit`.
@@ -271,6 +294,7 @@ impl Monitor {
                 let mut waiting = self.lock();
                 waiting.replies.remove(&operation);
                 waiting.execs.remove(&operation);
+                waiting.gates.remove(&operation);
                 match error.kind() {
                     io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => Err(MonitorError::Lost),
                     _ => Err(io_error("ask")(error)),
@@ -294,6 +318,7 @@ impl Monitor {
         // Dropping the senders answers whoever waits.
         waiting.replies.clear();
         waiting.execs.clear();
+        waiting.gates.clear();
         drop(waiting);
         self.gone.send_replace(true);
     }
@@ -315,6 +340,18 @@ impl Monitor {
     ) -> Result<bool, MonitorError> {
         let ask = probe(Request::Restored { container: NOBODY, pid: 0 }, connect);
         self.restores.get_or_try_init(|| ask).await.copied()
+    }
+
+    /// The same for launches with hooks.
+    pub async fn knows_hooks(
+        &self,
+        connect: impl FnOnce() -> io::Result<OwnedFd>,
+    ) -> Result<bool, MonitorError> {
+        let launch = Launch { container: NOBODY, slot: 0, log: false, stdin: false, pids: Pids::Plan };
+        let (bundle, group) = (CString::default(), CString::default());
+        let hooked = Hooked { launch, bundle, surroundings: None, group };
+        let ask = probe(Request::LaunchHooked { hooked }, connect);
+        self.hooks.get_or_try_init(|| ask).await.copied()
     }
 
     /// Waits until the monitor is gone.
@@ -362,7 +399,10 @@ async fn listen(monitor: Arc<Monitor>, heard: mpsc::Sender<Heard>) {
             Ok((bytes, _)) if bytes.is_empty() => break,
             Ok((bytes, descriptors)) => match decode::<Message>(&bytes) {
                 Ok(Message::Reply { operation, answer }) => {
-                    let waiting = monitor.lock().replies.remove(&operation);
+                    let mut table = monitor.lock();
+                    table.gates.remove(&operation);
+                    let waiting = table.replies.remove(&operation);
+                    drop(table);
                     if let Some(waiting) = waiting {
                         let _ = waiting.send((answer, descriptors));
                     }
@@ -371,6 +411,12 @@ async fn listen(monitor: Arc<Monitor>, heard: mpsc::Sender<Heard>) {
                     let waiting = monitor.lock().execs.remove(&exec);
                     if let Some(waiting) = waiting {
                         let _ = waiting.send(code);
+                    }
+                }
+                Ok(Message::Event { event: Event::Waiting { operation, pid } }) => {
+                    let waiting = monitor.lock().gates.remove(&operation);
+                    if let Some(waiting) = waiting {
+                        let _ = waiting.send(pid);
                     }
                 }
                 Ok(Message::Event { event }) => {

@@ -69,7 +69,7 @@ impl Making {
         let outcome = runtime.block_on(shared.nri.create_container(&self.ticket, describe));
         self.told = told;
         match outcome.map_err(refused("make the container"))? {
-            Some(wanted) => adjust::apply(shared, &wanted, record, stored),
+            Some(wanted) => adjust::apply(shared, pod, &wanted, record, stored),
             None => Ok(()),
         }
     }

@@ -44,6 +44,9 @@ pub(crate) async fn recover(shared: &Arc<Shared>) -> Result<(), PodError> {
             shared.seen_created(container.created_at);
             shared.events.seen(last_time(container));
             hold(shared, container);
+            if matches!(container.life, LifeRecord::Starting) {
+                crate::hooks::kill_group(shared, &container.cgroup);
+            }
         }
         let shared = shared.clone();
         pods.spawn(async move { take_over(&shared, record, containers).await });
@@ -100,6 +103,7 @@ async fn sweep(shared: &Arc<Shared>) {
                 tracing::warn!(error = %crate::chain(&error), "network attachments without a pod could not be looked for")
             }
         }
+        crate::hooks::sweep(&shared);
         shared.dying_links.notify_one();
     });
     let _ = swept.await;

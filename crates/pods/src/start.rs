@@ -64,32 +64,59 @@ pub(crate) async fn start(
         stdin: record.spec.stdin,
         pids,
     };
+    let borrowed = || crate::checkpoint::Opened {
+        plan: opened.plan.as_fd(),
+        log: opened.log.as_ref().map(|log| log.as_fd()),
+        trees: opened.trees.iter().map(|tree| tree.as_fd()).collect(),
+    };
     if record.restore {
         drop(launching);
-        let opened = crate::checkpoint::Opened {
-            plan: opened.plan.as_fd(),
-            log: opened.log.as_ref().map(|log| log.as_fd()),
-            trees: opened.trees.iter().map(|tree| tree.as_fd()).collect(),
-        };
+        let opened = borrowed();
         let back = crate::checkpoint::bring_back(&owner, &monitor, &record, &compiled, launch, opened);
         return back.await.map_err(failed);
     }
+    if !compiled.net_devices.is_empty() {
+        crate::net_devices::give(&owner, &monitor, &record, &compiled).await.map_err(failed)?;
+    }
+    if compiled.hooks.is_some() || compiled.intel_rdt.is_some() {
+        drop(launching);
+        let hooks = &compiled.hooks.clone().unwrap_or_default();
+        // The process joins its class of service while it waits, as it may run hooks of its own.
+        if hooks.come_before_the_program() || compiled.intel_rdt.is_some() {
+            let on_the_way =
+                crate::hooks::launch(&owner, &monitor, &record, &compiled, hooks, launch, borrowed());
+            let started = on_the_way.await.map_err(failed)?;
+            crate::hooks::poststart(&owner, &record, hooks, started.pid).await;
+            return Ok(started);
+        }
+        crate::hooks::prepare(&owner, &record).await.map_err(failed)?;
+        let started = launch_plainly(&monitor, &compiled, launch, borrowed()).await.map_err(failed)?;
+        crate::hooks::poststart(&owner, &record, hooks, started.pid).await;
+        return Ok(started);
+    }
     let _stage = launching;
-    let mut descriptors: Vec<BorrowedFd<'_>> = vec![opened.plan.as_fd()];
-    descriptors.extend(opened.log.iter().map(|log| log.as_fd()));
-    descriptors.extend(opened.trees.iter().map(|tree| tree.as_fd()));
+    launch_plainly(&monitor, &compiled, launch, borrowed()).await.map_err(failed)
+}
+
+async fn launch_plainly(
+    monitor: &Monitor,
+    compiled: &Compiled,
+    launch: Launch,
+    opened: crate::checkpoint::Opened<'_>,
+) -> Result<Started, PodError> {
+    let mut descriptors: Vec<BorrowedFd<'_>> = vec![opened.plan];
+    descriptors.extend(opened.log);
+    descriptors.extend(opened.trees);
     let answer = monitor.call(Request::Launch { launch }, &descriptors).await;
-    match answer.map_err(doing("launch the container")).map_err(failed)?.0 {
+    match answer.map_err(doing("launch the container"))?.0 {
         Answer::Launched { pid, started_at } => Ok(Started { pid, at: started_at }),
         Answer::Failed { stage, detail, errno, text } => {
-            Err(failed(launch_error(&compiled.plan, stage, detail, errno, &text)))
+            Err(launch_error(&compiled.plan, stage, detail, errno, &text))
         }
         Answer::Refused { why } => {
-            Err(failed(PodError::failed("launch the container", format!("the monitor refused: {why:?}"))))
+            Err(PodError::failed("launch the container", format!("the monitor refused: {why:?}")))
         }
-        other => {
-            Err(failed(PodError::failed("launch the container", format!("the monitor answered {other:?}"))))
-        }
+        other => Err(PodError::failed("launch the container", format!("the monitor answered {other:?}"))),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Taking a pod down: network, processes, cgroups, files. Every step may be repeated, and nothing need be there.
 
 use std::ffi::CString;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -65,6 +65,7 @@ async fn end_processes(
     blocking("clean up after the pod", move || {
         for container in &containers {
             remove_cgroups(&shared, container)?;
+            remove_hooks_group(&shared, container)?;
         }
         remove_pod_cgroup(&shared, &record)?;
         files::remove(&shared.config.state, &record.id).map_err(doing("remove the pod's state folder"))
@@ -85,13 +86,27 @@ fn keep_namespace(shared: &Shared, record: &PodRecord) {
     }
 }
 
+/// Removes the cgroup of a container's hooks on the host, which most have not, and kills what is still in it.
+pub(crate) fn remove_hooks_group(shared: &Shared, container: &str) -> Result<(), PodError> {
+    let root = shared.host.layout.unified().and_then(|index| shared.host.roots.get(usize::from(index)));
+    remove_from(shared, root.into_iter(), &crate::hooks::group(container))
+}
+
 /// Removes a cgroup from every hierarchy, killing what is still in it.
 pub(crate) fn remove_cgroups(shared: &Shared, path: &str) -> Result<(), PodError> {
+    remove_from(shared, shared.host.roots.iter(), path)
+}
+
+fn remove_from<'a>(
+    shared: &Shared,
+    roots: impl Iterator<Item = &'a OwnedFd>,
+    path: &str,
+) -> Result<(), PodError> {
     let what = || format!("remove the cgroup {path}");
     let name = CString::new(path).map_err(|error| PodError::failed(what(), error))?;
     let unified = shared.host.layout.unified().map(usize::from);
     let deadline = Instant::now() + CGROUP_LIMIT;
-    for root in &shared.host.roots {
+    for root in roots {
         let mut pause = Duration::from_micros(200);
         loop {
             match bowline_launch::remove_cgroups(root.as_fd(), &name) {

@@ -106,9 +106,13 @@ async fn cdi(node: Node) -> Result<()> {
                 "mounts": [{{"hostPath": "{volume}", "containerPath": "/cdi", "options": ["ro", "bind"]}}]}}}},
               {{"name": "two", "containerEdits": {{"env": ["CDI_TWO=2"]}}}}]}}"#
     );
+    // It finds the root as vendors' tools do: by the bundle that the state on its standard input names.
+    let script = r#"cd "$(sed 's/.*"bundle": *"//; s/".*//')" && echo by the hook > rootfs/hooked"#;
+    let script = serde_json::to_string(script)?;
     let yaml = format!(
         "cdiVersion: 1.0.0\nkind: {vendor}/other\ndevices:\n- name: hooked\n  containerEdits:\n    hooks:\n    \
-         - hookName: createContainer\n      path: /bin/true\n"
+         - hookName: createContainer\n      path: /bin/sh\n      args: [sh, -c, {script}]\n      \
+         env: [\"PATH=/usr/bin:/bin\"]\n"
     );
     let announced = [Announced::new(&node, "json", &json)?, Announced::new(&node, "yaml", &yaml)?];
     let pod = node.pod("cdi").run().await?;
@@ -142,11 +146,15 @@ async fn cdi(node: Node) -> Result<()> {
         ensure!(status.message().contains(&name), "{what}: the text is {}", status.message());
     }
     // A runtime may run hooks; one that does not must not leave them out.
-    let hooked = pod.container("hooked").cmd(&["ids"]);
-    let hooked =
-        hooked.edit(|c| c.cdi_devices.push(v1::CdiDevice { name: format!("{vendor}/other=hooked") }));
-    if let Err(status) = hooked.try_create().await {
-        ensure!(status.message().contains("hook"), "the text is {}", status.message());
+    let hooked = |name: &str| {
+        let spec = pod.container(name).cmd(&["read", "/hooked"]);
+        spec.edit(|c| c.cdi_devices.push(v1::CdiDevice { name: format!("{vendor}/other=hooked") }))
+    };
+    match hooked("tried").try_create().await {
+        Err(status) => ensure!(status.message().contains("hook"), "the text is {}", status.message()),
+        Ok(_) => {
+            hooked("hooked").report().await?.is("read", "by the hook").context("a createContainer hook")?
+        }
     }
     drop(announced);
     let gone = pod.container("gone").edit(|config| config.cdi_devices.push(named("one")));

@@ -18,6 +18,9 @@ const IFA_LOCAL: u16 = 2;
 const IFA_BROADCAST: u16 = 4;
 /// `IFA_F_NODAD`: usable at once; the allocator already knows that nobody else has it.
 const NODAD: u8 = 0x02;
+/// `IFA_F_PERMANENT`
+const PERMANENT: u8 = 0x80;
+const SCOPE_UNIVERSE: u8 = 0;
 
 const RTA_DST: u16 = 1;
 const RTA_OIF: u16 = 4;
@@ -119,6 +122,24 @@ pub(crate) fn list(
         }
     }
     Ok(found)
+}
+
+/// The addresses of one link that stay (`IFA_F_PERMANENT`) and are known everywhere (`RT_SCOPE_UNIVERSE`).
+pub(crate) fn permanent(socket: &mut Socket, index: u32) -> io::Result<Vec<IpNet>> {
+    let mut batch = Batch::new();
+    batch.message(RTM_GETADDR, DUMP, |m| m.raw(&[0u8; 8]));
+    let mut found = Vec::new();
+    let answers = socket.exchange(&mut batch, |_, payload| {
+        // Family, prefix, flags, scope.
+        let stays = payload.get(2).is_some_and(|flags| flags & PERMANENT != 0);
+        let everywhere = payload.get(3) == Some(&SCOPE_UNIVERSE);
+        let address = parse(payload).filter(|(at, _)| *at == index && stays && everywhere);
+        found.extend(address.map(|(_, address)| address));
+    })?;
+    match answers.into_iter().flatten().next() {
+        Some(refusal) => Err(refusal.into_io()),
+        None => Ok(found),
+    }
 }
 
 fn parse(payload: &[u8]) -> Option<(u32, IpNet)> {

@@ -194,6 +194,15 @@ pub(crate) fn change(batch: &mut Batch, which: Which<'_>, change: &Change<'_>) -
     })
 }
 
+/// Moves a link to another namespace, where it has this name and is down.
+pub(crate) fn move_to(batch: &mut Batch, index: u32, netns: BorrowedFd<'_>, name: &str) -> usize {
+    batch.message(RTM_NEWLINK, 0, |m| {
+        ifinfo(m, index, 0, UP);
+        m.string(IFLA_IFNAME, name);
+        m.u32(IFLA_NET_NS_FD, netns.as_raw_fd() as u32);
+    })
+}
+
 /// Deletes one link, and waits for it: some 20 ms of RCU.
 pub(crate) fn delete(batch: &mut Batch, index: u32) -> usize {
     batch.message(RTM_DELLINK, 0, |m| ifinfo(m, index, 0, 0))
@@ -226,6 +235,21 @@ pub(crate) fn find(socket: &mut Socket, name: &str) -> io::Result<Option<Link>> 
         None => Ok(found),
         Some(Refusal { errno: Errno::NODEV, .. }) => Ok(None),
         Some(refusal) => Err(refusal.into_io()),
+    }
+}
+
+/// All links.
+pub(crate) fn all(socket: &mut Socket) -> io::Result<Vec<Link>> {
+    let mut batch = Batch::new();
+    batch.message(RTM_GETLINK, DUMP, |m| {
+        ifinfo(m, 0, 0, 0);
+        m.u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS);
+    });
+    let mut links = Vec::new();
+    let answers = socket.exchange(&mut batch, |_, payload| links.extend(parse(payload)))?;
+    match answers.into_iter().flatten().next() {
+        Some(refusal) => Err(refusal.into_io()),
+        None => Ok(links),
     }
 }
 

@@ -7,6 +7,7 @@ mod node;
 
 mod bridge;
 mod crash;
+mod device;
 mod external;
 mod host_ports;
 mod sharing;

@@ -21,8 +21,8 @@ spec_structs! {
         pub namespaces: Vec<LinuxNamespace>,
         /// Device nodes, besides the usual ones.
         pub devices: Vec<LinuxDevice>,
-        /// Network devices to move in.
-        pub net_devices: BTreeMap<String, serde_json::Value>,
+        /// Network devices to move in, by their names on the host.
+        pub net_devices: BTreeMap<String, LinuxNetDevice>,
         /// Filter of system calls.
         pub seccomp: Option<Seccomp>,
         /// `private`, `slave`, `shared`, `unbindable`, with or without `r` in front.
@@ -128,9 +128,32 @@ spec_structs! {
         pub op: SeccompOp,
     }
 
-    /// Cache and memory bandwidth.
+    /// A network device to move in.
+    pub struct LinuxNetDevice {
+        /// Its name in the container; empty: as on the host.
+        pub name: String,
+    }
+
+    /// Cache and memory bandwidth, as resctrl has it.
     pub struct IntelRdt {
-        /// All of it, unread.
+        /// The class of service; empty: one of the container's own. `/` is the root's.
+        #[serde(rename = "closID")]
+        pub clos_id: String,
+        /// Lines of the class' schemata.
+        pub schemata: Vec<String>,
+        /// Such lines for the L3 cache, before version 1.3.
+        pub l3_cache_schema: String,
+        /// Such lines for memory bandwidth, before version 1.3.
+        pub mem_bw_schema: String,
+        /// A folder of monitoring for the container alone.
+        pub enable_monitoring: bool,
+        /// What asked for that before version 1.3: for caches.
+        #[serde(rename = "enableCMT")]
+        pub enable_cmt: bool,
+        /// The same for memory bandwidth.
+        #[serde(rename = "enableMBM")]
+        pub enable_mbm: bool,
+        /// Fields that we do not know.
         #[serde(flatten)]
         pub extra: Extra,
     }

@@ -46,6 +46,7 @@ impl Control {
             return;
         };
         pod.kill_processes(at);
+        pod.kill_hooks(at);
         let oom = pod.oom_kills(at) > 0;
         let exit = Exit { code: reaped.code, signal: reaped.signal, oom, finished_at: now() };
         let container = &mut pod.containers[at];

@@ -8,7 +8,7 @@ use bowline_monitor_proto::slot::Slot;
 use bowline_monitor_proto::{Answer, Event, Exit, FAILED_START, Id, Refusal, Restore};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use super::start::{launch, read_plan, refused, start_container};
+use super::start::{On, launch, read_plan, refused, start_container};
 use super::{Control, failed_early};
 use crate::children::{Exec, Life, MAX_CONTAINERS, MAX_EXECS, Waiting};
 use crate::log::Command;
@@ -43,6 +43,7 @@ impl Control {
             pid_namespace: None,
             root: None,
             restorer: None,
+            hooks: None,
         };
         let launched = match launch(pod, &request) {
             Ok(launched) => launched,
@@ -94,7 +95,7 @@ impl Control {
             output: output.as_fd(),
         };
         let waiting = Waiting { peer, operation };
-        match start_container(pod, &wish.launch, &plan, &trees, log, waiting, Some(restorer)) {
+        match start_container(pod, &wish.launch, &plan, &trees, log, waiting, On::Restore(restorer)) {
             Ok(pid) => {
                 self.watch_child(pid);
                 None

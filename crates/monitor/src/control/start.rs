@@ -24,8 +24,13 @@ pub(super) fn refused(why: Refusal) -> Option<Answer> {
 
 /// Reads a plan out of its memfd.
 pub(super) fn read_plan(file: &OwnedFd) -> Option<LaunchPlan> {
+    LaunchPlan::decode(&read_sealed(file, MAX_LEN)?).ok()
+}
+
+/// Reads a memfd of at most `most` bytes.
+pub(super) fn read_sealed(file: &OwnedFd, most: usize) -> Option<Vec<u8>> {
     let len = usize::try_from(rustix::fs::fstat(file).ok()?.st_size).ok()?;
-    if len > MAX_LEN {
+    if len > most {
         return None;
     }
     let mut bytes = vec![0u8; len];
@@ -36,7 +41,7 @@ pub(super) fn read_plan(file: &OwnedFd) -> Option<LaunchPlan> {
             some => read += some,
         }
     }
-    LaunchPlan::decode(&bytes).ok()
+    Some(bytes)
 }
 
 impl Pod {
@@ -111,7 +116,7 @@ impl Control {
         let Some(plan) = plan else { return refused(Refusal::Malformed) };
         let log = if wish.log { descriptors.next() } else { None };
         let trees: Vec<OwnedFd> = descriptors.collect();
-        match start_container(pod, wish, &plan, &trees, log, waiting, None) {
+        match start_container(pod, wish, &plan, &trees, log, waiting, On::Exec) {
             Ok(pid) => {
                 self.watch_child(pid);
                 None
@@ -194,12 +199,17 @@ impl Control {
             Ok(Report::Became(pid, pidfd)) => {
                 let container = &mut pod.containers[at];
                 (container.pid, container.pidfd) = (pid, pidfd);
+                container.became = true;
                 if let Life::Launching { sync, .. } = &container.life {
                     let _ = epoll::modify(&self.epoll, sync, Token::Child(pid as u32).data(), EventFlags::IN);
+                }
+                if std::mem::take(&mut container.waits) {
+                    self.tell_waiting(at);
                 }
             }
             // Nobody asks for a hold here.
             Ok(Report::Held) => {}
+            Ok(Report::Waiting) => self.container_waits(at),
             Ok(Report::Running) => self.container_runs(at),
             Ok(Report::Failed(failure)) => {
                 let answer = Answer::Failed {
@@ -229,6 +239,7 @@ impl Control {
             return;
         }
         container.started_at = now();
+        container.hooks = None;
         let slot = Slot {
             container: container.id,
             pid: container.pid,
@@ -250,6 +261,7 @@ impl Control {
     /// one that asked is gone, whoever took over hears of an end instead.
     fn container_failed(&mut self, at: usize, answer: Answer) {
         let Some(pod) = &mut self.pod else { return };
+        pod.kill_hooks(at);
         let container = pod.containers.swap_remove(at);
         pod.log.send(Command::Remove { key: container.slot });
         let mut heard = false;
@@ -275,7 +287,7 @@ impl Control {
                 return;
             }
             // Only containers are born twice.
-            Ok(Report::Held | Report::Became(..)) => return,
+            Ok(Report::Held | Report::Waiting | Report::Became(..)) => return,
             Ok(Report::Running) => Answer::Launched { pid: exec.pid, started_at: now() },
             Ok(Report::Failed(failure)) => Answer::Failed {
                 stage: failure.stage as u8,
@@ -298,6 +310,16 @@ impl Control {
     }
 }
 
+/// How a container goes on once its root is assembled.
+pub(super) enum On<'a> {
+    /// With its program.
+    Exec,
+    /// With criu.
+    Restore(bowline_launch::Restorer<'a>),
+    /// With hooks, and then its program.
+    Hooks(bowline_launch::Hooks<'a>),
+}
+
 pub(super) fn start_container(
     pod: &mut Pod,
     wish: &Launch,
@@ -305,7 +327,7 @@ pub(super) fn start_container(
     trees: &[OwnedFd],
     log: Option<OwnedFd>,
     waiting: Waiting,
-    restorer: Option<bowline_launch::Restorer<'_>>,
+    on: On<'_>,
 ) -> Result<i32, Answer> {
     let kernel = |error: io::Error| failed_early("launching the container", &error);
     let null = pod.surroundings.null.as_fd();
@@ -319,11 +341,16 @@ pub(super) fn start_container(
     };
     let streams = [in_read.as_ref().map_or(null, AsFd::as_fd), out_write.as_fd(), err_write.as_fd()];
     let pid_namespace = pod.pids(&wish.pids).map_err(|why| Answer::Refused { why })?;
+    let (restorer, hooks) = match on {
+        On::Exec => (None, None),
+        On::Restore(restorer) => (Some(restorer), None),
+        On::Hooks(hooks) => (None, Some(hooks)),
+    };
     let restored_with = restorer.is_some().then(|| streams.map(|stream| stream.as_raw_fd()));
     // An overlay whose folders one mount has marked cannot be mounted a second time, so what was made is used.
     let root = pod.roots.iter().find(|(container, _)| *container == wish.container);
     let root = root.map(|(_, root)| root.as_fd());
-    let request = LaunchRequest { plan, descriptors: trees, streams, pid_namespace, root, restorer };
+    let request = LaunchRequest { plan, descriptors: trees, streams, pid_namespace, root, restorer, hooks };
     let launched = launch(pod, &request)?;
     let ends = Ends { stdin: in_write, stdout: out_read, stderr: err_read };
     let pid = launched.process.pid;
@@ -369,6 +396,9 @@ fn keep(
         input_of: None,
         terminal: None,
         restored_with: None,
+        hooks: None,
+        became: false,
+        waits: false,
         unseen: None,
     };
     if plan.terminal {
@@ -416,6 +446,7 @@ fn start_exec(
         pid_namespace,
         root: None,
         restorer: None,
+        hooks: None,
     };
     let launched = launch(pod, &request)?;
     let pid = launched.process.pid;

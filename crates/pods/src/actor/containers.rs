@@ -490,6 +490,8 @@ impl Actor {
             let result = blocking("remove a container", move || {
                 if ran {
                     stop_pod::remove_cgroups(&shared, &record.cgroup)?;
+                    stop_pod::remove_hooks_group(&shared, &record.cgroup)?;
+                    crate::hooks::poststop(&shared, &record)?;
                 }
                 shared
                     .store

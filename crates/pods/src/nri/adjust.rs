@@ -2,12 +2,13 @@
 //! container without it would not be what was asked for.
 
 use bowline_model::runtime_spec::{
-    DeviceRule, EnvLine, IoPriority, LinuxDevice, LinuxMemoryPolicy, LinuxNamespace, LinuxResources, Mount,
-    NamespaceType, Process, Rlimit, Scheduler, Seccomp, SeccompAction, SeccompArg, SeccompOp, SeccompSyscall,
-    Spec,
+    DeviceRule, EnvLine, Hook, Hooks, IntelRdt, IoPriority, LinuxDevice, LinuxMemoryPolicy, LinuxNamespace,
+    LinuxNetDevice, LinuxResources, Mount, NamespaceType, Process, Rlimit, Scheduler, Seccomp, SeccompAction,
+    SeccompArg, SeccompOp, SeccompSyscall, Spec,
 };
 use bowline_nri::{Adjustment, api};
-use bowline_store::ContainerRecord;
+use bowline_store::{ContainerRecord, PodRecord};
+use rustix::fs::AtFlags;
 
 use super::limits::{self, keep, overlay};
 use crate::PodError;
@@ -17,11 +18,11 @@ use crate::shared::Shared;
 /// Changes the spec, and what CRI tells of the container's limits.
 pub(super) fn apply(
     shared: &Shared,
+    pod: &PodRecord,
     adjustment: &Adjustment,
     record: &mut ContainerRecord,
     stored: &mut Stored,
 ) -> Result<(), PodError> {
-    refuse(adjustment)?;
     let wanted = &adjustment.wanted;
     annotations(&wanted.annotations, &mut stored.spec);
     let names: Vec<String> = wanted.cdi_devices.iter().map(|device| device.name.clone()).collect();
@@ -29,6 +30,9 @@ pub(super) fn apply(
     stored.device_sources.extend(moved);
     process(wanted, stored.spec.process.get_or_insert_default())?;
     mounts(&wanted.mounts, &mut stored.spec)?;
+    if let Some(wanted) = &wanted.hooks {
+        hooks(wanted, stored.spec.hooks.get_or_insert_default())?;
+    }
     let Some(linux) = &wanted.linux else { return Ok(()) };
     if let Some(score) = linux.oom_score_adj {
         let value = i32::try_from(score.value).ok().filter(|score| (-1000..=1000).contains(score));
@@ -60,8 +64,88 @@ pub(super) fn apply(
     if let Some(policy) = &linux.seccomp_policy {
         part.seccomp = Some(seccomp(policy));
     }
+    for (host, device) in &linux.net_devices {
+        match host.strip_prefix('-') {
+            Some(host) => drop(part.net_devices.remove(host)),
+            None => {
+                let device = LinuxNetDevice { name: device.name.clone() };
+                part.net_devices.insert(host.clone(), device);
+            }
+        }
+    }
+    if let Some(wish) = &linux.rdt {
+        rdt(wish, &mut part.intel_rdt);
+    }
+    if !linux.cgroups_path.is_empty() {
+        record.cgroup = cgroup(shared, pod, record, &linux.cgroups_path)?;
+        part.cgroups_path = format!("/{}", record.cgroup);
+    }
     schedule(linux, &mut stored.spec);
     Ok(())
+}
+
+/// What is not named stays.
+fn rdt(wanted: &api::LinuxRdt, rdt: &mut Option<IntelRdt>) {
+    if wanted.remove {
+        *rdt = None;
+    }
+    let set = [wanted.clos_id.is_some(), wanted.schemata.is_some(), wanted.enable_monitoring.is_some()];
+    if set == [false; 3] {
+        return;
+    }
+    let rdt = rdt.get_or_insert_default();
+    if let Some(name) = &wanted.clos_id {
+        rdt.clos_id.clone_from(&name.value);
+    }
+    if let Some(lines) = &wanted.schemata {
+        rdt.schemata.clone_from(&lines.value);
+    }
+    if let Some(enable) = &wanted.enable_monitoring {
+        rdt.enable_monitoring = enable.value;
+    }
+}
+
+/// A container's cgroup by another name. Its place is not the plugin's to choose: below the pod's own group it is ended, counted and
+/// removed with its pod, whichever driver made that; elsewhere it would escape the pod's limits, or be somebody else's.
+fn cgroup(
+    shared: &Shared,
+    pod: &PodRecord,
+    record: &ContainerRecord,
+    wanted: &str,
+) -> Result<String, PodError> {
+    let path = cgroup_below(&pod.cgroup, wanted)?;
+    if path == record.cgroup {
+        return Ok(path);
+    }
+    let is_there = |root| {
+        rustix::fs::accessat(root, path.as_str(), rustix::fs::Access::EXISTS, AtFlags::empty()).is_ok()
+    };
+    if shared.host.roots.iter().any(is_there) {
+        return Err(invalid("cgroups_path", &format!("{wanted:?} is there already")));
+    }
+    let others = shared.views.containers_of(&pod.id);
+    if others.iter().any(|other| *other.cgroup == *path) {
+        return Err(invalid("cgroups_path", &format!("{wanted:?} is another container's")));
+    }
+    Ok(path)
+}
+
+/// The path below the hierarchies' roots, if it names one folder in the pod's group.
+fn cgroup_below(pod: &str, wanted: &str) -> Result<String, PodError> {
+    let bad = |reason: String| Err(invalid("cgroups_path", &format!("{wanted:?} {reason}")));
+    if wanted.contains(':') {
+        return bad(format!("is systemd's notation; name a folder below /{pod}"));
+    }
+    let name = wanted.strip_prefix('/').and_then(|path| path.strip_prefix(pod));
+    let Some(name) = name.and_then(|rest| rest.strip_prefix('/')) else {
+        return bad(format!("is not below the pod's cgroup, /{pod}"));
+    };
+    let plain = |c: char| c.is_ascii_alphanumeric() || "_-.@".contains(c);
+    let taken = name.ends_with("-hooks") || name.starts_with("cgroup.") || name == "monitor";
+    if name.is_empty() || name.len() > 128 || name.starts_with('.') || !name.chars().all(plain) || taken {
+        return bad(format!("is no folder that a container can have right below /{pod}"));
+    }
+    Ok(format!("{pod}/{name}"))
 }
 
 /// Names are the spec's on both sides; the planner knows which make sense.
@@ -88,31 +172,6 @@ fn schedule(wanted: &api::LinuxContainerAdjustment, spec: &mut Spec) {
             nodes: wish.nodes.clone(),
             flags: wish.flags().map(|flag| flag.as_str_name().to_owned()).collect(),
         });
-    }
-}
-
-/// What the executor has nothing for.
-fn refuse(adjustment: &Adjustment) -> Result<(), PodError> {
-    use api::Field;
-    let wanted = &adjustment.wanted;
-    let linux = wanted.linux.clone().unwrap_or_default();
-    let hooks = wanted.hooks.clone().unwrap_or_default();
-    let asked = [
-        ("OCI hooks", Field::OciHooks, hooks != api::Hooks::default()),
-        ("linux.cgroups_path", Field::CgroupsPath, !linux.cgroups_path.is_empty()),
-        (
-            "linux.net_devices",
-            Field::LinuxNetDevices,
-            linux.net_devices.keys().any(|name| !name.starts_with('-')),
-        ),
-        ("linux.rdt", Field::RdtClosId, linux.rdt.is_some_and(|rdt| !rdt.remove)),
-    ];
-    match asked.iter().find(|(_, _, asked)| *asked) {
-        None => Ok(()),
-        Some((name, field, _)) => Err(PodError::Unsupported(format!(
-            "an NRI plugin adjusts {name}, which is not supported; configure {} not to",
-            adjustment.owner(*field)
-        ))),
     }
 }
 
@@ -155,6 +214,34 @@ fn process(wanted: &api::ContainerAdjustment, process: &mut Process) -> Result<(
         process.rlimits.retain(|known| known.kind != kind);
         if !limit.r#type.starts_with('-') {
             process.rlimits.push(Rlimit { kind: kind.to_owned(), hard: limit.hard, soft: limit.soft });
+        }
+    }
+    Ok(())
+}
+
+/// Behind those that are there; the planner knows which make sense.
+fn hooks(wanted: &api::Hooks, hooks: &mut Hooks) -> Result<(), PodError> {
+    let api::Hooks { prestart, create_runtime, create_container, start_container, poststart, poststop } =
+        wanted;
+    let pairs = [
+        (prestart, &mut hooks.prestart),
+        (create_runtime, &mut hooks.create_runtime),
+        (create_container, &mut hooks.create_container),
+        (start_container, &mut hooks.start_container),
+        (poststart, &mut hooks.poststart),
+        (poststop, &mut hooks.poststop),
+    ];
+    for (from, into) in pairs {
+        for hook in from {
+            let timeout = hook.timeout.map(|timeout| i32::try_from(timeout.value)).transpose();
+            let timeout = timeout.map_err(|_| invalid("hooks", "a timeout is out of range"))?;
+            into.push(Hook {
+                path: hook.path.clone(),
+                args: hook.args.clone(),
+                env: hook.env.clone(),
+                // Zero is how their library says none.
+                timeout: timeout.filter(|timeout| *timeout != 0),
+            });
         }
     }
     Ok(())
@@ -375,35 +462,31 @@ mod tests {
     }
 
     #[test]
-    fn what_we_have_nothing_for_is_refused_by_name() {
-        let linux = |part: api::LinuxContainerAdjustment| api::ContainerAdjustment {
-            linux: Some(part),
-            ..api::ContainerAdjustment::default()
-        };
-        let hooks = api::Hooks { prestart: vec![api::Hook::default()], ..api::Hooks::default() };
-        let cases = [
-            ("hooks", api::ContainerAdjustment { hooks: Some(hooks), ..api::ContainerAdjustment::default() }),
-            (
-                "cgroups_path",
-                linux(api::LinuxContainerAdjustment { cgroups_path: "/x".into(), ..Default::default() }),
-            ),
-            (
-                "rdt",
-                linux(api::LinuxContainerAdjustment {
-                    rdt: Some(api::LinuxRdt::default()),
-                    ..Default::default()
-                }),
-            ),
-        ];
-        for (name, wanted) in cases {
-            let owner = |field: api::Field| (field as i32, "10-one".to_owned());
-            let fields = [api::Field::OciHooks, api::Field::CgroupsPath, api::Field::RdtClosId];
-            let simple = fields.into_iter().map(owner).collect();
-            let owners = api::FieldOwners { simple, ..api::FieldOwners::default() };
-            let error = refuse(&Adjustment { wanted, owners }).unwrap_err();
-            let PodError::Unsupported(text) = &error else { panic!("{error}") };
-            assert!(text.contains(name) && text.contains("10-one"), "{text}");
+    fn a_cgroup_is_a_folder_of_the_pods() {
+        for pod in ["bowline/x/pods/y", "kubepods.slice/pod7.slice/bowline-y.scope"] {
+            let good = format!("/{pod}/worker-1");
+            assert_eq!(cgroup_below(pod, &good).unwrap(), format!("{pod}/worker-1"));
+            for bad in
+                ["", "/", "/..", "/a/b", "/a/../b", "-other/x", "/x-hooks", "/cgroup.procs", "/.x", "/a b"]
+            {
+                let bad = format!("/{pod}{bad}");
+                assert!(cgroup_below(pod, &bad).is_err(), "{bad}");
+            }
+            for bad in ["/elsewhere/x", "worker", "pod7.slice:cri:x"] {
+                let error = cgroup_below(pod, bad).unwrap_err().to_string();
+                assert!(error.contains("cgroups_path") && error.contains(pod), "{error}");
+            }
         }
-        refuse(&Adjustment::default()).unwrap();
+    }
+
+    #[test]
+    fn a_class_of_service_is_changed_where_it_is_named() {
+        let mut known = Some(IntelRdt { clos_id: "gold".into(), ..IntelRdt::default() });
+        let lines = api::OptionalRepeatedString { value: vec!["L3:0=f".into()] };
+        rdt(&api::LinuxRdt { schemata: Some(lines), ..api::LinuxRdt::default() }, &mut known);
+        let both = known.clone().unwrap();
+        assert_eq!((both.clos_id.as_str(), both.schemata.len()), ("gold", 1));
+        rdt(&api::LinuxRdt { remove: true, ..api::LinuxRdt::default() }, &mut known);
+        assert_eq!(known, None);
     }
 }

@@ -168,7 +168,7 @@ pub(super) fn container(
         // Messages hold text; what is none is shown with U+FFFD, and stays as it is.
         env: process.env.iter().map(|line| String::from_utf8_lossy(line.as_bytes()).into_owned()).collect(),
         mounts: stored.mounts.iter().map(mount).collect(),
-        hooks: None,
+        hooks: stored.hooks.as_ref().filter(|hooks| !hooks.is_empty()).map(hooks),
         rlimits: process.rlimits.iter().map(rlimit).collect(),
         linux: Some(linux(shared, facts, stored, &process, pod)),
         pid: facts.life.pid().and_then(|pid| u32::try_from(pid).ok()).unwrap_or(0),
@@ -261,6 +261,26 @@ pub(super) async fn read_spec(
         Some(stored.spec)
     });
     read.await.ok().flatten()
+}
+
+fn hooks(hooks: &bowline_model::runtime_spec::Hooks) -> api::Hooks {
+    let list = |hooks: &[bowline_model::runtime_spec::Hook]| {
+        let told = hooks.iter().map(|hook| api::Hook {
+            path: hook.path.clone(),
+            args: hook.args.clone(),
+            env: hook.env.clone(),
+            timeout: hook.timeout.map(|timeout| api::OptionalInt { value: timeout.into() }),
+        });
+        told.collect()
+    };
+    api::Hooks {
+        prestart: list(&hooks.prestart),
+        create_runtime: list(&hooks.create_runtime),
+        create_container: list(&hooks.create_container),
+        start_container: list(&hooks.start_container),
+        poststart: list(&hooks.poststart),
+        poststop: list(&hooks.poststop),
+    }
 }
 
 fn mount(from: &oci::Mount) -> api::Mount {

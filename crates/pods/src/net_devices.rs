@@ -1,0 +1,105 @@
+//! Network devices of the host that a container asks for: into its pod's network namespace, before it is launched.
+//!
+//! They stay there for as long as the pod does, so a container that is started again finds them; then the kernel gives
+//! physical ones back to the host, and removes the others.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::Arc;
+
+use bowline_model::spec::{NamespaceMode, PodSpec};
+use bowline_monitor_proto::{Answer, Request, VERSION};
+use bowline_plan::Compiled;
+use bowline_store::ContainerRecord;
+use rustix::fs::{Mode, OFlags};
+
+use crate::PodError;
+use crate::error::doing;
+use crate::monitor::Monitor;
+use crate::operations::stage;
+use crate::shared::{Shared, blocking};
+
+/// Refuses what cannot be given to a container of this pod.
+pub(crate) fn check(pod: &PodSpec, own_network: bool, devices: &[(String, String)]) -> Result<(), PodError> {
+    if devices.is_empty() {
+        return Ok(());
+    }
+    if pod.security.namespaces.network == NamespaceMode::Node {
+        let text = "linux.netDevices: the pod has the host's network, where the device is already";
+        return Err(PodError::Invalid(text.into()));
+    }
+    if own_network {
+        let text = "linux.netDevices: the container has another network than its pod";
+        return Err(PodError::Unsupported(text.into()));
+    }
+    for (host, name) in devices {
+        if !bowline_cni::is_link_name(host, false) {
+            return Err(PodError::Invalid(format!("linux.netDevices: {host:?} is no name of a link")));
+        }
+        if !bowline_cni::is_link_name(name, true) {
+            let text = format!("linux.netDevices.{host}.name: {name:?} is no name of a link");
+            return Err(PodError::Invalid(text));
+        }
+    }
+    Ok(())
+}
+
+/// Moves them.
+pub(crate) async fn give(
+    shared: &Shared,
+    monitor: &Arc<Monitor>,
+    record: &ContainerRecord,
+    compiled: &Compiled,
+) -> Result<(), PodError> {
+    let _stage = stage("network devices");
+    let pod = shared.views.pod(&record.pod.to_string())?;
+    let netns = match crate::user::of_pod(&pod.spec) {
+        Some(_) => {
+            let [_, network] = crate::run_pod::namespaces(monitor).await?;
+            network
+        }
+        None => of_monitor(monitor).await?,
+    };
+    let devices = compiled.net_devices.clone();
+    blocking("move network devices into the pod", move || {
+        devices.iter().try_for_each(|(host, name)| {
+            bowline_cni::move_device(netns.as_fd(), host, name)
+                .map_err(doing("give the container its network devices"))
+        })
+    })
+    .await
+}
+
+/// The network namespace that the monitor is in.
+async fn of_monitor(monitor: &Monitor) -> Result<OwnedFd, PodError> {
+    let what = "open the pod's network namespace";
+    let hello = Request::Hello { version: VERSION };
+    let pid = match monitor.call(hello, &[]).await.map_err(doing(what))?.0 {
+        Answer::Hello { pid, .. } => pid,
+        other => return Err(PodError::failed(what, format!("the monitor answered {other:?}"))),
+    };
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let opened = rustix::fs::open(format!("/proc/{pid}/ns/net"), flags, Mode::empty());
+    let opened = opened.map_err(std::io::Error::from).map_err(doing(what))?;
+    // A monitor that has ended in between would have left its number to somebody else.
+    if monitor.is_there() { Ok(opened) } else { Err(PodError::State("the pod is going away".into())) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pod_needs_a_network_of_its_own() {
+        let device = |host: &str, name: &str| vec![(host.to_owned(), name.to_owned())];
+        let mut pod = PodSpec::default();
+        check(&pod, false, &device("eth1", "net%d")).unwrap();
+        for (bad, word) in [(device("a/b", "x"), "a/b"), (device("eth1", "a b"), "eth1.name")] {
+            let error = check(&pod, false, &bad).unwrap_err();
+            assert!(error.to_string().contains(word), "{error}");
+        }
+        assert!(matches!(check(&pod, true, &device("a", "a")), Err(PodError::Unsupported(_))));
+        pod.security.namespaces.network = NamespaceMode::Node;
+        assert!(matches!(check(&pod, false, &device("a", "a")), Err(PodError::Invalid(_))));
+        check(&pod, false, &[]).unwrap();
+    }
+}
