@@ -42,7 +42,7 @@ pub struct SelinuxConfig {
 
 impl Default for SelinuxConfig {
     fn default() -> Self {
-        SelinuxConfig { enable: true, category_range: 1024, relabel: Relabel::Shared }
+        SelinuxConfig { enable: true, category_range: 1024, relabel: Relabel::Pod }
     }
 }
 

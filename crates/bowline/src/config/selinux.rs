@@ -19,9 +19,9 @@ pub(crate) struct SelinuxSettings {
 #[serde(rename_all = "lowercase")]
 pub(crate) enum RelabelSetting {
     /// All containers may use a volume that was relabelled.
-    #[default]
     Shared,
-    /// Its pod alone.
+    /// Its pod alone, as with containerd and CRI-O.
+    #[default]
     Pod,
 }
 
