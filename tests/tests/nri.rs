@@ -471,3 +471,118 @@ async fn programs_are_started_with_the_daemon_and_anew_with_the_next() {
     node.daemon.stop();
     assert!(!node.daemon.nri_socket().exists(), "the socket goes with the daemon");
 }
+
+/// A link of the host's that goes when the test does.
+struct HostLink(String);
+
+impl HostLink {
+    fn new() -> HostLink {
+        let name = format!("bwt{}", std::process::id() % 1_000_000);
+        let link = HostLink(name);
+        let (one, two) = (link.end(0), link.end(1));
+        ip(&["link", "add", &one, "type", "veth", "peer", "name", &two]);
+        ip(&["addr", "add", "10.98.7.5/24", "dev", &one]);
+        ip(&["link", "set", &one, "up"]);
+        link
+    }
+
+    fn end(&self, number: u8) -> String {
+        format!("{}e{number}", self.0)
+    }
+}
+
+impl Drop for HostLink {
+    fn drop(&mut self) {
+        // It goes with its other end, wherever that is.
+        let _ = Command::new("ip").args(["link", "del", &self.end(1)]).stderr(Stdio::null()).status();
+    }
+}
+
+fn ip(words: &[&str]) {
+    let done = Command::new("ip").args(words).status().expect("run ip");
+    assert!(done.success(), "ip {words:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hooks_and_links_that_a_plugin_adds() {
+    let Some(mut node) = Node::start("").await else { return };
+    let clean = Inventory::take(node.daemon.folder());
+    let log = node.daemon.folder().join("hooks.log");
+    let link = HostLink::new();
+    let note = |kind: &str| {
+        let script = format!("cat >/dev/null; echo {kind} >> {}", log.display());
+        serde_json::json!([{"path": "/bin/bash", "args": ["bash", "-c", script], "env": ["PATH=/usr/bin:/bin"]}])
+    };
+    let inside = "cat >/dev/null; echo create_container > rootfs/hooked";
+    let wishes = serde_json::json!({"adjust": {
+        "hooks": {
+            "create_runtime": note("create_runtime"), "poststart": note("poststart"), "poststop": note("poststop"),
+            "create_container": [{"path": "/bin/bash", "args": ["bash", "-c", inside]}],
+        },
+        "linux": {"net_devices": {(link.end(0)): {"name": "data0"}}},
+    }});
+    let plugin = Plugin::join(&node.daemon, "10", "hooks", &wishes.to_string());
+    let pod = node.pod("hooked").await;
+    let id = node.start_container(&pod, "main", "sleep 1000").await.unwrap();
+    assert_eq!(fs::read_to_string(&log).unwrap(), "create_runtime\npoststart\n");
+    assert_eq!(node.says(&id, "cat /hooked").await, "create_container");
+    assert_eq!(node.says(&id, "grep -c data0: /proc/net/dev").await, "1");
+    assert_eq!(node.says(&id, "ip -o addr show data0 | grep -c 10.98.7.5/24").await, "1", "with its address");
+    drop(plugin);
+    // One that fails takes the container along, and its words reach the client.
+    let fails = serde_json::json!({"adjust": {"hooks": {"create_runtime":
+        [{"path": "/bin/bash", "args": ["bash", "-c", "echo too bad >&2; exit 3"]}]}}});
+    let failing = Plugin::join(&node.daemon, "20", "fails", &fails.to_string());
+    let error = node.start_container(&pod, "fails", "sleep 1000").await.unwrap_err();
+    assert!(error.message().contains("too bad"), "{error}");
+    drop(failing);
+    node.client.remove(&pod).await.unwrap();
+    assert_eq!(fs::read_to_string(&log).unwrap(), "create_runtime\npoststart\npoststop\n");
+    drop(link);
+    clean.wait_equal(node.daemon.folder());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cgroup_that_a_plugin_names() {
+    let Some(mut node) = Node::start("").await else { return };
+    let clean = Inventory::take(node.daemon.folder());
+    let pod = node.pod("grouped").await;
+    let looks = Plugin::join(&node.daemon, "10", "looks", "{}");
+    node.start_container(&pod, "before", "sleep 1000").await.unwrap();
+    let line = looks.line("CreateContainer before");
+    let path = line.split_once("\"cgroups_path\":\"").and_then(|(_, rest)| rest.split_once('"'));
+    let path = path.unwrap_or_else(|| panic!("no path in {line}")).0;
+    let (parent, _) = path.rsplit_once('/').unwrap();
+    drop(looks);
+    let wish = |path: &str| serde_json::json!({"adjust": {"linux": {"cgroups_path": path}}}).to_string();
+    let names = Plugin::join(&node.daemon, "20", "names", &wish(&format!("{parent}/chosen")));
+    let id = node.start_container(&pod, "main", "sleep 1000").await.unwrap();
+    let there = format!("{:?}", Inventory::take(node.daemon.folder()));
+    assert!(
+        there.contains(&format!("{parent}/chosen\"")) && !there.contains(&format!("{parent}/{id}")),
+        "{there}"
+    );
+    let error = node.start_container(&pod, "again", "sleep 1000").await.unwrap_err();
+    assert!(error.message().contains("another container's"), "{error}");
+    drop(names);
+    let _elsewhere = Plugin::join(&node.daemon, "30", "elsewhere", &wish("/elsewhere/x"));
+    let error = node.start_container(&pod, "elsewhere", "sleep 1000").await.unwrap_err();
+    assert!(error.message().contains("cgroups_path"), "{error}");
+    node.client.remove(&pod).await.unwrap();
+    clean.wait_equal(node.daemon.folder());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_class_of_service_where_there_is_no_resctrl() {
+    if Path::new("/sys/fs/resctrl/schemata").exists() {
+        println!("this machine has resctrl: what is said without it is left out");
+        return;
+    }
+    let Some(mut node) = Node::start("").await else { return };
+    let pod = node.pod("classed").await;
+    let wish = r#"{"adjust":{"linux":{"rdt":{"clos_id":{"value":"gold"}}}}}"#;
+    let _plugin = Plugin::join(&node.daemon, "10", "rdt", wish);
+    let error = node.start_container(&pod, "main", "sleep 1000").await.unwrap_err();
+    assert!(error.message().contains("resctrl is not mounted"), "{error}");
+    node.client.remove(&pod).await.unwrap();
+}

@@ -87,8 +87,15 @@ impl Drop for Daemon {
         run("ip", &["link", "del", &self.bridge]);
         run("nft", &["delete", "table", "inet", &format!("bowline-{}", tag.as_str())]);
         let hierarchies = std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten();
+        // What waited in it to be a monitor ends when it finds its daemon gone.
+        let deadline = Instant::now() + Duration::from_secs(5);
         for folder in hierarchies.map(|entry| entry.path()).chain(["/sys/fs/cgroup".into()]) {
-            let _ = std::fs::remove_dir(folder.join("bowline").join(tag.as_str()));
+            let group = folder.join("bowline").join(tag.as_str());
+            while group.is_dir() && Instant::now() < deadline {
+                let _ = std::fs::remove_dir(group.join("monitors"));
+                let _ = std::fs::remove_dir(&group);
+                std::thread::yield_now();
+            }
         }
     }
 }

@@ -231,13 +231,27 @@ impl Cni {
 
     /// Removes what serves all pods: the nftables table, and bridges that we made and that have no port left. For
     /// the day on which the daemon is removed from a machine, and for tests.
+    ///
+    /// Links without a record are what a daemon made in advance that was killed a moment ago: the kernel has not come round to
+    /// them yet.
     pub fn remove_networks(&self) -> Result<(), CniError> {
+        self.forget_spare();
         self.node.nft.remove()?;
+        let prefix = self.node.config.instance.alias_prefix();
+        let records = self.cache.all();
+        let known = |id: &str| records.iter().any(|(key, _)| key.sandbox_id == id);
         self.node
             .route
             .with(|socket| {
                 let bridges = link::list(socket, "bridge")?;
-                let ports = link::list(socket, "veth")?;
+                let mut ports = link::list(socket, "veth")?;
+                let is_spare = |l: &Link| l.alias.strip_prefix(&prefix).is_some_and(|id| !known(id));
+                for spare in ports.iter().filter(|l| is_spare(l)) {
+                    let mut batch = Batch::new();
+                    link::delete(&mut batch, spare.index);
+                    socket.exchange(&mut batch, |_, _| {})?;
+                }
+                ports.retain(|l| !is_spare(l));
                 for bridge in bridges.iter().filter(|b| self.is_tagged(b)) {
                     if !ports.iter().any(|p| p.master == Some(bridge.index)) {
                         let mut batch = Batch::new();

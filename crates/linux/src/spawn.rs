@@ -11,7 +11,8 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use crate::clone::{CLONE_CLEAR_SIGHAND, CLONE_INTO_CGROUP, CLONE_PIDFD, CloneArgs, Cloned};
 use crate::exec::{self, StringArray};
 
-/// A program to start, with everything that it gets. Descriptors that are not close-on-exec are inherited as well.
+/// A program to start, with everything that it gets. It inherits no other descriptor, also none that whoever started us left
+/// open.
 pub struct Program<'a> {
     /// The program, as an absolute path.
     pub path: &'a CStr,
@@ -104,6 +105,7 @@ fn prepare(program: &Program<'_>) -> io::Result<()> {
     crate::process::place(program.stdin, 0)?;
     crate::process::place(program.output, 1)?;
     crate::process::place(program.output, 2)?;
+    crate::process::close_on_exec_from(3)?;
     if program.tied {
         rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
         rustix::process::setsid()?;

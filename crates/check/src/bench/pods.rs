@@ -8,6 +8,7 @@ use futures_util::stream::{self, StreamExt as _};
 
 use super::figures::Figures;
 use crate::container::Ctr;
+use crate::endpoint::ask;
 use crate::images::PROGRAM;
 use crate::node::Node;
 
@@ -90,6 +91,9 @@ pub(super) async fn lists(node: &Node, figures: &mut Figures) -> Result<()> {
         let start = Instant::now();
         container.status().await?;
         figures.span("ContainerStatus, 20 pods", endpoint, start.elapsed());
+        let start = Instant::now();
+        node.runtime().list_container_stats(ask(v1::ListContainerStatsRequest::default())).await?;
+        figures.span("ListContainerStats, 20 pods", endpoint, start.elapsed());
     }
     none(containers).await
 }

@@ -83,7 +83,13 @@ fn what_is_prepared_in_vain_goes() {
         // As when the daemon is killed: no descriptor of the namespace is left.
         drop((cni, c));
         until("the pair to go with its namespace", || pairs().is_empty());
+        let (cni, d) = (node.cni(), Pod::new("d"));
+        prepare(&cni, &d);
+        // A moment after that, before the kernel has come round to it.
+        drop(cni);
+        assert_eq!(pairs().len(), 1);
         let cni = node.cni();
+        cni.remove_networks().unwrap();
         nothing_stays(node, &cni, &[]);
     });
 }
