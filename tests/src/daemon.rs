@@ -212,6 +212,8 @@ impl Daemon {
         let config = bowline_cni::CniConfig::below(&root);
         let instance = config.instance.as_str().to_owned();
         if let Ok(cni) = bowline_cni::Cni::new(config) {
+            // Of pods that were killed a moment ago too: a bridge with a port stays.
+            let _ = cni.gc(&[]);
             let _ = cni.reap();
             let _ = cni.remove_networks();
         }

@@ -550,7 +550,9 @@ async fn a_cgroup_that_a_plugin_names() {
     let looks = Plugin::join(&node.daemon, "10", "looks", "{}");
     node.start_container(&pod, "before", "sleep 1000").await.unwrap();
     let line = looks.line("CreateContainer before");
-    let path = line.split_once("\"cgroups_path\":\"").and_then(|(_, rest)| rest.split_once('"'));
+    // The pod has one as well.
+    let of_container = line.split_once("\"container\":{").map_or("", |(_, rest)| rest);
+    let path = of_container.split_once("\"cgroups_path\":\"").and_then(|(_, rest)| rest.split_once('"'));
     let path = path.unwrap_or_else(|| panic!("no path in {line}")).0;
     let (parent, _) = path.rsplit_once('/').unwrap();
     drop(looks);
