@@ -7,6 +7,9 @@ use bowline_nri::api::Event as NriEvent;
 use super::*;
 use crate::view::ContainerView;
 
+/// When, after a container was created, its root is made.
+const ROOT_AFTER: Duration = Duration::from_millis(3);
+
 /// When, after a container has started, the next pod's parts are made: beside the answer, or the call that follows it, that
 /// would cost this pod what it saves the next one.
 const SPARE_AFTER: Duration = Duration::from_millis(20);
@@ -129,7 +132,8 @@ impl Actor {
         }
     }
 
-    /// Has the monitor mount the container's root while its client gets the answer and asks for the start.
+    /// Has the monitor mount the container's root while nobody waits for it, unless the start is asked for at once: the
+    /// launch mounts it as quickly, and beside the answer it would cost that what it saves the start.
     fn prepare_root(&self, made: &Made) {
         if let Some(Rootfs::Overlay { lower, upper, work }) = &made.compiled.plan.rootfs
             && let Some(monitor) = self.monitor.as_ref().filter(|_| !made.record.restore)
@@ -137,7 +141,12 @@ impl Actor {
             let (lower, upper, work) = (lower.clone(), upper.clone(), work.clone());
             let mount_label = made.compiled.plan.mount_label.clone();
             let root = Root { container: *made.record.id.as_bytes(), lower, upper, work, mount_label };
-            monitor.tell(Request::Prepare { root });
+            let monitor = monitor.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(ROOT_AFTER).await;
+                // One that was launched meanwhile is known to it, and left alone.
+                monitor.tell(Request::Prepare { root });
+            });
         }
     }
 
