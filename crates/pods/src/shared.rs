@@ -172,11 +172,14 @@ impl Shared {
         }
     }
 
-    /// Makes what the next pod needs, a while from now.
+    /// Makes what the next pod needs, a while from now, unless somebody wants it later than that, or sooner.
     pub fn fill_spare_after(self: Arc<Self>, pause: std::time::Duration) {
+        let wish = self.spare.wish();
         tokio::spawn(async move {
             tokio::time::sleep(pause).await;
-            let _ = tokio::task::spawn_blocking(move || self.spare.fill(&self, true)).await;
+            if self.spare.is_last(wish) {
+                let _ = tokio::task::spawn_blocking(move || self.spare.fill(&self, true)).await;
+            }
         });
     }
 

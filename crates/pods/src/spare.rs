@@ -12,6 +12,7 @@
 //! moment when it was made.
 
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
@@ -33,6 +34,7 @@ const END: Duration = Duration::from_secs(1);
 pub struct Spare {
     ready: Mutex<Option<Ready>>,
     making: Mutex<()>,
+    wishes: AtomicU64,
 }
 
 /// The parts for one pod.
@@ -54,6 +56,17 @@ impl Spare {
     /// The process that waits to be a pod's monitor.
     pub fn monitor(&self) -> Option<i32> {
         self.ready().as_ref().and_then(|ready| ready.monitor.as_ref()).and_then(Waiting::pid)
+    }
+
+    /// Somebody wants it filled at another time than those before.
+    pub fn wish(&self) -> u64 {
+        self.wishes.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Whether nobody has wished anything else since. What an earlier pod's start had meant for the pod that has come by
+    /// now would be made beside that one's calls.
+    pub fn is_last(&self, wish: u64) -> bool {
+        self.wishes.load(Ordering::Relaxed) == wish
     }
 
     /// Makes a set, unless there is one, or somebody makes it; links only if `links` says so. Failures are for those who need
