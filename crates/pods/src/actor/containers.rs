@@ -360,7 +360,7 @@ impl Actor {
                 }
                 self.happen(id, Event::Started { pid: started.pid, at: started.at });
                 self.answer_start(id, Ok(()));
-                self.shared.clone().fill_spare_after(SPARE_AFTER);
+                self.fill_spare_after(SPARE_AFTER);
             }
             Err((exit, error)) => {
                 self.happen(id, Event::StartFailed { exit });

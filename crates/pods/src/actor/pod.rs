@@ -79,13 +79,21 @@ impl Actor {
         Ok(Network { namespace, monitor })
     }
 
+    /// Makes what the next pod needs, if this one is of those that need it: a node of pods with its own network has no use
+    /// for links.
+    pub(super) fn fill_spare_after(&self, pause: Duration) {
+        if run_pod::takes_spare(&self.spec) {
+            self.shared.clone().fill_spare_after(pause);
+        }
+    }
+
     fn begin_stopping(&mut self) {
         if self.stopping {
             return;
         }
         self.stopping = true;
         // Who stops a pod often starts one right after, and can wait for this one more easily.
-        self.shared.clone().fill_spare_after(Duration::ZERO);
+        self.fill_spare_after(Duration::ZERO);
         let live: Vec<ContainerId> = self
             .containers
             .iter()
