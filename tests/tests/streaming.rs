@@ -521,6 +521,35 @@ fn forward_by_command_line(node: &mut Node, id: &str) {
 }
 
 #[test]
+fn sessions_that_are_idle_or_take_too_long_are_ended() {
+    for (setting, words) in [
+        ("idle_timeout_seconds = 1", "was idle for too long"),
+        ("max_duration_seconds = 1", "was at its longest"),
+    ] {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let daemon = Daemon::start_with(&format!("[streaming]\n{setting}\n"));
+        let mut client = runtime.block_on(Client::connect(&daemon));
+        runtime.block_on(client.pull(&daemon));
+        let pod = runtime.block_on(client.run(pod("limits", &daemon.folder().join("logs")))).unwrap();
+        let config = container(&client, "main", "sleep 1000");
+        let id = runtime.block_on(client.start(&pod, config)).unwrap();
+        let mut command = daemon.cli(&["exec", "-i", &id, "cat"]);
+        let mut session =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        // Held: neither side ends by itself.
+        let input = session.stdin.take();
+        wait_for("the session is ended", LIMIT, || session.try_wait().unwrap().is_some());
+        assert!(daemon.log().contains(words), "{setting}: {}", daemon.log());
+        drop(input);
+        wait_for("its command is ended too", LIMIT, || {
+            let running = runtime.block_on(client.exec(&id, &["ps", "-o", "args"])).unwrap().stdout;
+            !String::from_utf8_lossy(&running).lines().any(|line| line.trim() == "cat")
+        });
+        runtime.block_on(client.remove(&pod)).unwrap();
+    }
+}
+
+#[test]
 fn addresses_are_https_with_a_certificate() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).display().to_string();
