@@ -324,13 +324,12 @@ impl Monitor {
     }
 
     /// Whether this monitor knows of attachments. One that was started before there were any takes such a request for
-    /// rubbish and hangs up, so it is asked once, over a connection that may be lost.
+    /// rubbish and hangs up, so one that an earlier daemon has started is asked once, over a connection that may be lost.
     pub async fn knows_attach(
         &self,
         connect: impl FnOnce() -> io::Result<OwnedFd>,
     ) -> Result<bool, MonitorError> {
-        let ask = probe(Request::CloseStdin { container: NOBODY }, connect);
-        self.attaches.get_or_try_init(|| ask).await.copied()
+        self.knows(&self.attaches, Request::CloseStdin { container: NOBODY }, connect).await
     }
 
     /// The same for what criu needs.
@@ -338,8 +337,7 @@ impl Monitor {
         &self,
         connect: impl FnOnce() -> io::Result<OwnedFd>,
     ) -> Result<bool, MonitorError> {
-        let ask = probe(Request::Restored { container: NOBODY, pid: 0 }, connect);
-        self.restores.get_or_try_init(|| ask).await.copied()
+        self.knows(&self.restores, Request::Restored { container: NOBODY, pid: 0 }, connect).await
     }
 
     /// The same for launches with hooks.
@@ -350,8 +348,19 @@ impl Monitor {
         let launch = Launch { container: NOBODY, slot: 0, log: false, stdin: false, pids: Pids::Plan };
         let (bundle, group) = (CString::default(), CString::default());
         let hooked = Hooked { launch, bundle, surroundings: None, group };
-        let ask = probe(Request::LaunchHooked { hooked }, connect);
-        self.hooks.get_or_try_init(|| ask).await.copied()
+        self.knows(&self.hooks, Request::LaunchHooked { hooked }, connect).await
+    }
+
+    async fn knows(
+        &self,
+        known: &OnceCell<bool>,
+        request: Request,
+        connect: impl FnOnce() -> io::Result<OwnedFd>,
+    ) -> Result<bool, MonitorError> {
+        if self.fresh {
+            return Ok(true);
+        }
+        known.get_or_try_init(|| probe(request, connect)).await.copied()
     }
 
     /// Waits until the monitor is gone.

@@ -3,20 +3,18 @@
 //! They stay there for as long as the pod does, so a container that is started again finds them; then the kernel gives
 //! physical ones back to the host, and removes the others.
 
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::AsFd as _;
 use std::sync::Arc;
 
 use bowline_model::spec::{NamespaceMode, PodSpec};
-use bowline_monitor_proto::{Answer, Request, VERSION};
 use bowline_plan::Compiled;
 use bowline_store::ContainerRecord;
-use rustix::fs::{Mode, OFlags};
 
-use crate::PodError;
 use crate::error::doing;
 use crate::monitor::Monitor;
 use crate::operations::stage;
 use crate::shared::{Shared, blocking};
+use crate::{PodError, netns};
 
 /// Refuses what cannot be given to a container of this pod.
 pub(crate) fn check(pod: &PodSpec, own_network: bool, devices: &[(String, String)]) -> Result<(), PodError> {
@@ -57,7 +55,11 @@ pub(crate) async fn give(
             let [_, network] = crate::run_pod::namespaces(monitor).await?;
             network
         }
-        None => of_monitor(monitor).await?,
+        None => {
+            let opened = netns::of_monitor(monitor, pod.monitor);
+            let opened = opened.map_err(doing("open the pod's network namespace"))?;
+            opened.ok_or_else(|| PodError::State("the pod is going away".into()))?
+        }
     };
     let devices = compiled.net_devices.clone();
     blocking("move network devices into the pod", move || {
@@ -67,21 +69,6 @@ pub(crate) async fn give(
         })
     })
     .await
-}
-
-/// The network namespace that the monitor is in.
-async fn of_monitor(monitor: &Monitor) -> Result<OwnedFd, PodError> {
-    let what = "open the pod's network namespace";
-    let hello = Request::Hello { version: VERSION };
-    let pid = match monitor.call(hello, &[]).await.map_err(doing(what))?.0 {
-        Answer::Hello { pid, .. } => pid,
-        other => return Err(PodError::failed(what, format!("the monitor answered {other:?}"))),
-    };
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-    let opened = rustix::fs::open(format!("/proc/{pid}/ns/net"), flags, Mode::empty());
-    let opened = opened.map_err(std::io::Error::from).map_err(doing(what))?;
-    // A monitor that has ended in between would have left its number to somebody else.
-    if monitor.is_there() { Ok(opened) } else { Err(PodError::State("the pod is going away".into())) }
 }
 
 #[cfg(test)]

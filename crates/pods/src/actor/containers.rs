@@ -492,9 +492,9 @@ impl Actor {
             if let Some((told, stop)) = told {
                 told.tell_removal(stop).await;
             }
-            if let Some(monitor) = monitor {
-                // Of one that never ran it may have the root.
-                let _ = monitor.call(Request::Forget { container: *id.as_bytes() }, &[]).await;
+            let forget = Request::Forget { container: *id.as_bytes() };
+            if let Some(monitor) = monitor.as_ref().filter(|_| ran) {
+                let _ = monitor.call(forget.clone(), &[]).await;
             }
             let result = blocking("remove a container", move || {
                 if ran {
@@ -513,6 +513,10 @@ impl Actor {
                 Ok(())
             });
             let result = result.await;
+            // Of one that never ran it may have the root. Only now: without its folders none is made any more.
+            if let Some(monitor) = monitor.filter(|_| !ran) {
+                let _ = monitor.call(forget, &[]).await;
+            }
             // The last use of an image that was removed meanwhile: its layers can go.
             if result.is_ok() && used.iter().any(|image| images.resolve(image).is_none()) && all_read {
                 images.collect().await;

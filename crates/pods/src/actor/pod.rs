@@ -3,7 +3,7 @@
 use bowline_nri::api::Event as NriEvent;
 
 use super::*;
-use crate::files;
+use crate::{files, netns};
 
 impl Actor {
     pub(super) fn stop_pod(&mut self, reply: Reply<()>) {
@@ -67,15 +67,11 @@ impl Actor {
         let namespace = match self.spec.security.namespaces.network {
             NamespaceMode::Node => None,
             _ => {
-                let path = format!("/proc/{}/ns/net", self.record.monitor);
-                let file = std::fs::File::open(path).map_err(doing("enter the pod's network"))?;
-                Some(file.into())
+                let opened = netns::of_monitor(&monitor, self.record.monitor);
+                let opened = opened.map_err(doing("enter the pod's network"))?;
+                Some(opened.ok_or_else(not_ready)?)
             }
         };
-        // Asked afterwards: while it is there, its number is nobody else's.
-        if !monitor.is_there() {
-            return Err(not_ready());
-        }
         Ok(Network { namespace, monitor })
     }
 
