@@ -9,7 +9,7 @@ use std::process::{Command, ExitCode};
 use bowline_tests::{Daemon, Inventory, programs};
 
 fn main() -> ExitCode {
-    let daemon = Daemon::start().without_limit();
+    let daemon = Daemon::start_with("[checkpoint]\nrestore = true\n").without_limit();
     let clean = Inventory::take(daemon.folder());
     let folder = daemon.folder().display();
     let bowline = programs().join("bowline");

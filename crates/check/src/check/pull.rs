@@ -113,7 +113,7 @@ async fn cancel_retry(node: Node) -> Result<()> {
     ensure!(cut.is_err(), "the pull was not cut off: {cut:?}");
     ensure!(node.image_status(&name).await?.is_none(), "the half pulled image is there");
     let retry =
-        tokio::time::timeout(Duration::from_secs(30), node.pull(&name)).await.context("the retry hangs")?;
+        crate::patience::timeout(Duration::from_secs(30), node.pull(&name)).await.context("the retry hangs")?;
     retry.context("the retry")?;
     status_of(&node, &name).await?;
     Ok(())
