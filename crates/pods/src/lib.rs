@@ -43,6 +43,7 @@ mod hooks;
 mod host;
 pub mod kernel;
 mod monitor;
+mod mount_table;
 mod net_devices;
 mod netns;
 mod nri;
