@@ -138,8 +138,8 @@ fn tests() -> Result<Vec<(String, PathBuf)>> {
         }
     }
     names.sort();
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.current_dir(build::root()).stderr(Stdio::inherit());
+    let mut command = build::cargo_command();
+    command.stderr(Stdio::inherit());
     // By name: a guest needs no other package's tests. Of the whole workspace for its features, as in `disk`.
     command.args(["test", "--workspace", "--no-run", "--message-format=json"]);
     let text = said(command.args(names.iter().flat_map(|name| ["--test", name])))?;
