@@ -224,3 +224,20 @@ pub(crate) async fn blocking<T: Send + 'static>(
         Err(error) => Err(crate::PodError::failed(what, error)),
     }
 }
+
+/// The same where the caller is, for work that a client waits for: waking another thread, and being woken by it, takes up
+/// to 0.3 ms where the processors rest, and two that are woken at once may share one processor while the other rests.
+///
+/// Only what waits with the caller in one task (`join!`) is held up; the runtime's other tasks go on elsewhere.
+pub(crate) async fn in_place<T: Send + 'static>(
+    what: &'static str,
+    work: impl FnOnce() -> Result<T, crate::PodError> + Send + 'static,
+) -> Result<T, crate::PodError> {
+    use tokio::runtime::{Handle, RuntimeFlavor};
+    if Handle::current().runtime_flavor() != RuntimeFlavor::MultiThread {
+        return blocking(what, work).await;
+    }
+    let work = std::panic::AssertUnwindSafe(work);
+    let done = tokio::task::block_in_place(|| std::panic::catch_unwind(work));
+    done.unwrap_or_else(|_| Err(crate::PodError::failed(what, "it failed badly; the daemon's log says more")))
+}

@@ -41,7 +41,6 @@ impl Control {
             descriptors: &rest,
             streams: [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()],
             pid_namespace: None,
-            root: None,
             restorer: None,
             hooks: None,
         };
@@ -95,7 +94,7 @@ impl Control {
             output: output.as_fd(),
         };
         let waiting = Waiting { peer, operation };
-        match start_container(pod, &wish.launch, &plan, &trees, log, waiting, On::Restore(restorer)) {
+        match start_container(pod, &wish.launch, &plan, &trees, log, Some(waiting), On::Restore(restorer)) {
             Ok(pid) => {
                 self.watch_child(pid);
                 None
