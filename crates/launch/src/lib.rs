@@ -109,7 +109,8 @@ pub struct Restorer<'a> {
     pub parts: &'a [CString],
     /// Its standard input.
     pub service: BorrowedFd<'a>,
-    /// Its standard output and error. The container's streams are left open, under the numbers that they have here.
+    /// Its standard output and error. The container's streams are left open, under the numbers that they have here. Where the
+    /// plan wants a terminal it is made, and has the numbers of those for standard output and error.
     pub output: BorrowedFd<'a>,
 }
 

@@ -7,7 +7,7 @@ use std::process::{Command, ExitCode};
 use bowline_tests::{Daemon, programs};
 
 fn main() -> ExitCode {
-    let daemon = Daemon::start().without_limit();
+    let daemon = Daemon::start_with("[checkpoint]\nrestore = true\n").without_limit();
     let folder = daemon.folder().display();
     let bowline = programs().join("bowline");
     let bowline = bowline.display();

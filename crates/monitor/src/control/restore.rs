@@ -78,7 +78,7 @@ impl Control {
             return refused(Refusal::Full);
         }
         let mut descriptors = descriptors.into_iter();
-        let plan = descriptors.next().and_then(|file| read_plan(&file)).filter(|plan| !plan.terminal);
+        let plan = descriptors.next().and_then(|file| read_plan(&file));
         let log = if wish.launch.log { descriptors.next() } else { None };
         let given = [descriptors.next(), descriptors.next(), descriptors.next()];
         let (Some(plan), [Some(mounts), Some(service), Some(output)]) = (plan, given) else {
