@@ -208,6 +208,11 @@ fn rights(pid: i32, plan: &LaunchPlan) -> Result<(), String> {
     if plan.seccomp.is_some() && value("Seccomp:") != "2" {
         return Err(format!("process {pid} has no seccomp filter"));
     }
+    if let Some(label) = &plan.selinux
+        && !has_label(pid, &label.to_string_lossy())
+    {
+        return Err(format!("process {pid} has another SELinux label than {}", label.to_string_lossy()));
+    }
     match &plan.apparmor {
         Some(profile) if !is_confined(pid, &profile.to_string_lossy()) => Err(format!(
             "process {pid} is not confined by the AppArmor profile {}",
@@ -215,6 +220,12 @@ fn rights(pid: i32, plan: &LaunchPlan) -> Result<(), String> {
         )),
         _ => Ok(()),
     }
+}
+
+/// Whether SELinux says this label of a process; it has the file to itself, or the first word in it.
+fn has_label(pid: i32, label: &str) -> bool {
+    let said = fs::read_to_string(format!("/proc/{pid}/attr/current")).unwrap_or_default();
+    said.trim_end_matches(['\n', '\0']) == label
 }
 
 /// Whether AppArmor says `<profile> (<mode>)` of a process.
