@@ -144,7 +144,7 @@ impl Daemon {
         self.child = Some(child);
         let socket = self.socket();
         let mut ended = None;
-        wait_for("the daemon serves", Duration::from_secs(30), || {
+        wait_for("the daemon serves", Duration::from_secs(120), || {
             ended = self.child.as_mut().and_then(|child| child.try_wait().ok().flatten());
             ended.is_some() || UnixStream::connect(&socket).is_ok()
         });

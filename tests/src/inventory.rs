@@ -35,7 +35,7 @@ impl Inventory {
             last == self
         };
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            wait_for("the inventory is as before", Duration::from_secs(20), || same(&mut last));
+            wait_for("the inventory is as before", Duration::from_secs(60), || same(&mut last));
         }));
         if outcome.is_err() {
             let left: Vec<_> = last.0.difference(&self.0).collect();

@@ -22,10 +22,17 @@ struct Node {
 
 impl Node {
     async fn start() -> Node {
+        Node::started_by(&[]).await
+    }
+
+    /// The daemon is started by a command line that takes another one.
+    async fn started_by(wrapper: &[&str]) -> Node {
         let folder = tempfile::Builder::new().prefix("bowline-hooks-").tempdir().unwrap();
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let cdi = format!("[cdi]\nspec_dirs = [\"{}\"]", folder.path().display());
-        let daemon = Daemon::start_with(&cdi);
+        let wrapper: Vec<String> = wrapper.iter().map(|word| (*word).to_owned()).collect();
+        let mut daemon = Daemon::prepared(&cdi, &wrapper);
+        daemon.restart();
         let mut client = Client::connect(&daemon).await;
         client.pull(&daemon).await;
         Node { daemon, client, folder }
@@ -135,6 +142,45 @@ async fn each_kind_has_its_moment_and_its_view() {
     node.client.remove(&sandbox).await.unwrap();
     assert_eq!(fs::read_to_string(&log).unwrap(), format!("{before}poststop stopped none\n"));
     assert_eq!(fs::read_dir(&bundles).unwrap().count(), 0);
+    clean.wait_equal(node.daemon.folder());
+}
+
+/// systemd makes the mounts of a host shared: what is mounted in a copy of such a mount is mounted on the host too, and whoever
+/// removes a folder there removes what a container's volumes hold.
+#[tokio::test(flavor = "multi_thread")]
+async fn on_shared_mounts_the_host_sees_no_root_either() {
+    let mut node = Node::started_by(&["unshare", "-m", "--propagation", "shared"]).await;
+    let clean = Inventory::take(node.daemon.folder());
+    let volume = node.path("volume");
+    fs::create_dir(&volume).unwrap();
+    fs::write(volume.join("word"), "kept").unwrap();
+    let table = PathBuf::from(format!("/proc/{}/mountinfo", node.daemon.pid().unwrap()));
+    let root = fs::read_to_string(&table)
+        .unwrap()
+        .lines()
+        .any(|line| line.contains(" / / ") && line.contains("shared:"));
+    assert!(root, "the daemon's mounts are shared");
+    let sandbox = node.pod(pod("shared", &node.daemon.folder().join("logs"))).await;
+    for (name, script, works) in [("works", "echo here > rootfs/hooked", true), ("fails", "exit 3", false)] {
+        node.announce(&[hook("createContainer", script)]);
+        let mut config = container(&node.client, name, "sleep 1000");
+        config.cdi_devices.push(v1::CdiDevice { name: "hooks.test/device=one".into() });
+        config.mounts.push(v1::Mount {
+            host_path: volume.display().to_string(),
+            container_path: "/volume".into(),
+            ..Default::default()
+        });
+        let id = node.client.create(&sandbox, config).await.expect("CreateContainer");
+        let launched = node.launch(&id).await;
+        assert_eq!(launched.is_ok(), works, "{launched:?}");
+        if works {
+            assert_eq!(node.said(&id, "cat /hooked /volume/word").await, "here\nkept");
+        }
+        let mounts = fs::read_to_string(&table).unwrap();
+        assert!(!mounts.contains("/bundles/"), "{mounts}");
+    }
+    node.client.remove(&sandbox).await.unwrap();
+    assert_eq!(fs::read_to_string(volume.join("word")).unwrap(), "kept");
     clean.wait_equal(node.daemon.folder());
 }
 

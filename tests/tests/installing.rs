@@ -117,7 +117,7 @@ fn walk(folder: &Path, see: &mut dyn FnMut(&Path)) {
 fn assert_as_before(before: &BTreeSet<String>) {
     let mut last = BTreeSet::new();
     let same = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        wait_for("the machine is as before", Duration::from_secs(20), || {
+        wait_for("the machine is as before", SOON, || {
             last = inventory();
             last == *before
         });

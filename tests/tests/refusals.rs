@@ -183,3 +183,28 @@ fn a_second_daemon_on_the_same_root_is_refused() {
         String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
     assert!(!output.status.success() && said.contains("root"), "{said}");
 }
+
+#[test]
+fn a_container_that_cannot_be_removed_is_an_answer_and_no_loop() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let daemon = Daemon::start();
+    runtime.block_on(async {
+        let mut client = Client::connect(&daemon).await;
+        client.pull(&daemon).await;
+        let clean = Inventory::take(daemon.folder());
+        let id = client.run(pod("busy", &daemon.folder().join("logs"))).await.unwrap();
+        let config = container(&client, "main", "sleep 1000");
+        let main = client.start(&id, config).await.unwrap();
+        // A folder that something is mounted on does not move.
+        let folder = daemon.folder().join(format!("root/pods/{id}/containers/{main}"));
+        rustix::mount::mount_bind(&folder, &folder).unwrap();
+        for _ in 0..2 {
+            refused(client.remove(&id).await, Code::Internal, "remove the container's files");
+        }
+        rustix::mount::unmount(&folder, rustix::mount::UnmountFlags::DETACH).unwrap();
+        client.remove(&id).await.expect("the next call tries again");
+        clean.wait_equal(daemon.folder());
+    });
+    let told = daemon.log().matches("a container could not be removed yet").count();
+    assert_eq!(told, 2, "once for each call: {}", daemon.log());
+}

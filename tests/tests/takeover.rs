@@ -22,12 +22,17 @@ fn killed_at_twenty_random_moments_it_loses_nothing() {
         client.image
     };
     let clean = Inventory::take(daemon.folder());
+    let (socket, folder) = (daemon.socket(), daemon.folder().to_owned());
+    let logs = |round: u32| folder.join(format!("logs{round}"));
+    // The moments lie in a life as long as it is on this machine.
+    let start = Instant::now();
+    runtime.block_on(life(socket.clone(), image.clone(), ROUNDS, logs(ROUNDS)));
+    let whole = start.elapsed();
     let mut random = Random::new();
     for round in 0..ROUNDS {
-        let logs = daemon.folder().join(format!("logs{round}"));
-        let life = runtime.spawn(life(daemon.socket(), image.clone(), round, logs));
-        let moment = Duration::from_micros(random.below(160_000));
-        println!("round {round}: kill after {moment:?}");
+        let life = runtime.spawn(life(socket.clone(), image.clone(), round, logs(round)));
+        let moment = Duration::from_micros(random.below(whole.as_micros() as u64));
+        println!("round {round}: kill after {moment:?} of {whole:?}");
         runtime
             .block_on(async { tokio::time::timeout(moment, std::future::pending::<()>()).await })
             .unwrap_err();
@@ -35,7 +40,7 @@ fn killed_at_twenty_random_moments_it_loses_nothing() {
         daemon.restart();
         runtime.block_on(life).unwrap();
     }
-    clean.wait_equal(daemon.folder());
+    clean.wait_equal(&folder);
 }
 
 /// One pod from first to last, every call repeated until it is answered.

@@ -61,10 +61,24 @@ pub fn root() -> PathBuf {
 /// The most that one run of cargo may take, tests included: a complete test run from scratch needs about half of it.
 const LIMIT: Duration = Duration::from_secs(40 * 60);
 
+/// cargo, in the checkout, as somebody would start it by hand: what cargo tells this program of its own package is an input of
+/// the build of `ring`, and of all that uses it.
+pub fn cargo_command() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(root());
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|prefix| text.starts_with(prefix)) {
+            command.env_remove(&name);
+        }
+    }
+    command
+}
+
 /// Runs cargo in the checkout.
 pub fn cargo(args: &[&str], release: bool, env: &[(&str, &str)]) -> Result<()> {
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.current_dir(root()).args(args).envs(env.iter().copied());
+    let mut command = cargo_command();
+    command.args(args).envs(env.iter().copied());
     if release {
         command.arg("--release");
     }

@@ -95,7 +95,7 @@ fn control(stage: &Path, architecture: &str) -> Result<()> {
     let control = format!(
         "Package: bowline\nVersion: {VERSION}\nArchitecture: {architecture}\nSection: admin\nPriority: optional\n\
          Maintainer: The authors of Bowline <bowline@invalid.invalid>\nInstalled-Size: {size}\n\
-         Depends: libc6 (>= {libc}), init-system-helpers\nRecommends: apparmor\nSuggests: criu, cri-tools\n\
+         Depends: libc6 (>= 2.{libc}), init-system-helpers\nRecommends: apparmor\nSuggests: criu, cri-tools\n\
          Description: container runtime for Kubernetes nodes\n \
          Serves the Container Runtime Interface (CRI v1) on a unix socket and starts\n \
          containers itself, with one small monitor process per pod.\n"
@@ -108,8 +108,8 @@ fn control(stage: &Path, architecture: &str) -> Result<()> {
     Ok(())
 }
 
-/// The newest version of the C library that a program names, as `GLIBC_2.36` in its table of symbol versions.
-fn newest_libc(program: &[u8]) -> String {
+/// The newest version of the C library that a program names, as `GLIBC_2.36` in its table of symbol versions; here 36.
+pub fn newest_libc(program: &[u8]) -> u32 {
     let mark = b"GLIBC_2.";
     let starts = program.windows(mark.len()).enumerate().filter(|(_, window)| window == mark);
     let minors = starts.filter_map(|(at, _)| {
@@ -119,7 +119,7 @@ fn newest_libc(program: &[u8]) -> String {
         digits.parse::<u32>().ok()
     });
     // A static program names none; this is the oldest libc that our toolchain links.
-    format!("2.{}", minors.max().unwrap_or(17))
+    minors.max().unwrap_or(17)
 }
 
 /// Whatever the umask was.
@@ -178,7 +178,7 @@ mod tests {
     #[test]
     fn the_newest_libc_is_found() {
         let program = b"..GLIBC_2.4\0GLIBC_2.36\0GLIBC_2.2.5\0GLIBC_PRIVATE..";
-        assert_eq!(super::newest_libc(program), "2.36");
-        assert_eq!(super::newest_libc(b"static"), "2.17");
+        assert_eq!(super::newest_libc(program), 36);
+        assert_eq!(super::newest_libc(b"static"), 17);
     }
 }

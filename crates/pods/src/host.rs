@@ -57,6 +57,8 @@ fn arch() -> io::Result<Arch> {
 struct Mounted {
     path: PathBuf,
     unified: bool,
+    /// Only a folder of it is mounted there: of a container's tree that shows among the host's mounts, say.
+    part: bool,
     options: Vec<String>,
 }
 
@@ -64,8 +66,7 @@ struct Mounted {
 /// the v2 tree last. Where v2 is mounted nowhere, a detached mount serves.
 pub fn cgroups() -> io::Result<(CgroupLayout, Vec<OwnedFd>)> {
     let known = controllers()?;
-    let mut mounted = mounted()?;
-    mounted.sort_by(|a, b| (a.unified, &a.path).cmp(&(b.unified, &b.path)));
+    let mounted = mounted(&fs::read_to_string("/proc/self/mountinfo")?);
     let mut layout = CgroupLayout::default();
     let mut roots: Vec<OwnedFd> = Vec::new();
     for mount in &mounted {
@@ -91,11 +92,10 @@ pub fn cgroups() -> io::Result<(CgroupLayout, Vec<OwnedFd>)> {
                 folder: folder_name(&mount.path),
             }
         };
-        // The same hierarchy mounted twice counts once.
+        // The same hierarchy mounted twice counts once. There is one of v2, whatever a part of it offers.
         if layout.hierarchies.iter().any(|seen| {
-            seen.controllers == hierarchy.controllers
-                && seen.name == hierarchy.name
-                && seen.unified == hierarchy.unified
+            seen.unified == hierarchy.unified
+                && (seen.unified || seen.controllers == hierarchy.controllers && seen.name == hierarchy.name)
         }) {
             continue;
         }
@@ -140,25 +140,27 @@ fn controllers() -> io::Result<BTreeMap<String, bool>> {
         .collect())
 }
 
-fn mounted() -> io::Result<Vec<Mounted>> {
-    let text = fs::read_to_string("/proc/self/mountinfo")?;
-    Ok(text
-        .lines()
-        .filter_map(|line| {
-            let (front, back) = line.split_once(" - ")?;
-            let path = front.split(' ').nth(4)?;
-            let mut fields = back.split(' ');
-            let kind = fields.next()?;
-            let options = fields.nth(1)?;
-            let unified = match kind {
-                "cgroup2" => true,
-                "cgroup" => false,
-                _ => return None,
-            };
-            let options = options.split(',').map(str::to_owned).collect();
-            Some(Mounted { path: PathBuf::from(path), unified, options })
-        })
-        .collect())
+/// What the table of mounts has of cgroups, v1 first; of both, those that are mounted whole come first, in the order of their
+/// mount points.
+fn mounted(table: &str) -> Vec<Mounted> {
+    let of = |line: &str| {
+        let (front, back) = line.split_once(" - ")?;
+        let mut places = front.split(' ').skip(3);
+        let (part, path) = (places.next()? != "/", places.next()?);
+        let mut fields = back.split(' ');
+        let kind = fields.next()?;
+        let options = fields.nth(1)?;
+        let unified = match kind {
+            "cgroup2" => true,
+            "cgroup" => false,
+            _ => return None,
+        };
+        let options = options.split(',').map(str::to_owned).collect();
+        Some(Mounted { path: PathBuf::from(path), unified, part, options })
+    };
+    let mut all: Vec<Mounted> = table.lines().filter_map(of).collect();
+    all.sort_by(|a, b| (a.unified, a.part, &a.path).cmp(&(b.unified, b.part, &b.path)));
+    all
 }
 
 fn facts(layout: &CgroupLayout) -> io::Result<NodeFacts> {
@@ -276,5 +278,29 @@ fn swap_limits(layout: &CgroupLayout) -> bool {
             Path::new("/sys/fs/cgroup").join(&hierarchy.folder).join("memory.memsw.limit_in_bytes").exists()
         }
         None => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tree_of_a_container_is_not_the_hosts() {
+        let table = "\
+            40 30 0:30 /bowline/1/2 /a/rootfs/sys/fs/cgroup ro shared:2 - cgroup2 cgroup2 rw\n\
+            41 30 0:31 /x /a/memory rw - cgroup cgroup rw,memory\n\
+            25 24 0:30 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n\
+            26 24 0:31 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n\
+            27 24 0:5 / /dev rw - devtmpfs devtmpfs rw\n";
+        let places: Vec<(String, bool)> =
+            mounted(table).into_iter().map(|mount| (mount.path.display().to_string(), mount.part)).collect();
+        let wanted = [
+            ("/sys/fs/cgroup/memory", false),
+            ("/a/memory", true),
+            ("/sys/fs/cgroup", false),
+            ("/a/rootfs/sys/fs/cgroup", true),
+        ];
+        assert_eq!(places, wanted.map(|(path, part)| (path.to_owned(), part)));
     }
 }

@@ -44,6 +44,7 @@ mod hooks;
 mod host;
 pub mod kernel;
 mod monitor;
+mod mount_table;
 mod net_devices;
 mod netns;
 mod nri;

@@ -1,13 +1,16 @@
-//! Starts a daemon and runs `bowline check` against it, restarts included. Arguments go to `bowline check`.
+//! Starts a daemon and runs `bowline check` against it, restarts included. Arguments go to `bowline check`. Passes when that
+//! passes and the machine then holds what it held before.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::{Command, ExitCode};
 
-use bowline_tests::{Daemon, programs};
+use bowline_tests::{Daemon, Inventory, programs};
 
 fn main() -> ExitCode {
     let daemon = Daemon::start_with("[checkpoint]\nrestore = true\n").without_limit();
+    let clean = Inventory::take(daemon.folder());
     let folder = daemon.folder().display();
     let bowline = programs().join("bowline");
     let bowline = bowline.display();
@@ -33,12 +36,17 @@ fn main() -> ExitCode {
         .arg(daemon.nri_socket())
         .args(std::env::args().skip(1))
         .status();
+    // Says itself what was left behind.
+    let is_clean = catch_unwind(AssertUnwindSafe(|| clean.wait_equal(daemon.folder()))).is_ok();
     let last = fs::read_to_string(daemon.folder().join("pid")).ok().and_then(|text| text.trim().parse().ok());
     if let Some(pid) = last.and_then(rustix::process::Pid::from_raw) {
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
     }
     match status {
-        Ok(status) if status.success() => ExitCode::SUCCESS,
+        Ok(status) if status.success() && is_clean => {
+            println!("nothing was left behind");
+            ExitCode::SUCCESS
+        }
         Ok(_) => {
             eprintln!("--- the daemon's log ---\n{}", daemon.log());
             ExitCode::FAILURE

@@ -5,13 +5,13 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 
 use super::Options;
 use super::base;
 use super::packages::{Packages, said};
 use super::selinux;
-use crate::build;
+use crate::{build, deb};
 
 const INIT: &str = include_str!("guest/init.sh");
 const RUN: &str = include_str!("guest/run.sh");
@@ -39,6 +39,9 @@ const CRIU: [&str; 20] = [
     "libunistring2",
     "libffi8",
 ];
+
+/// The second number of bookworm's C library, which is that of the guest with systemd.
+const GUEST_LIBC: u32 = 36;
 
 /// A disk image that goes when it is dropped.
 pub struct ProgramsDisk {
@@ -75,6 +78,9 @@ pub fn disk(cache: &Path, options: &Options) -> Result<ProgramsDisk> {
     build::cargo(&arguments, false, &[])?;
     programs.extend(own.map(|name| build::target().join("debug").join(name)));
     let tests = tests()?;
+    if options.guest.systemd {
+        fits(&programs[0])?;
+    }
 
     let made = ProgramsDisk { folder: cache.join(format!("run-{}", std::process::id())) };
     let root = made.folder.join("programs");
@@ -108,20 +114,43 @@ pub fn disk(cache: &Path, options: &Options) -> Result<ProgramsDisk> {
     Ok(made)
 }
 
+/// Says before the guest starts that nothing of ours could start in it.
+fn fits(program: &Path) -> Result<()> {
+    let needed = deb::newest_libc(&fs::read(program).with_context(|| format!("read {}", program.display()))?);
+    if needed > GUEST_LIBC {
+        bail!(
+            "{} wants glibc 2.{needed}, and Debian 12 has 2.{GUEST_LIBC}: build on Debian 12 (a container or chroot will do), or \
+             leave out --systemd, since the bare guest takes this machine's libraries",
+            program.display()
+        );
+    }
+    Ok(())
+}
+
 /// The test programs of `tests/`, with their names.
 fn tests() -> Result<Vec<(String, PathBuf)>> {
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.current_dir(build::root()).stderr(Stdio::inherit());
-    let text = said(command.args(["test", "--workspace", "--tests", "--no-run", "--message-format=json"]))?;
-    // Those of other packages are not for guests.
+    let folder = build::root().join("tests/tests");
+    let mut names = Vec::new();
+    for entry in fs::read_dir(&folder).with_context(|| format!("list {}", folder.display()))? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "rs") {
+            names.extend(path.file_stem().and_then(|name| name.to_str()).map(str::to_owned));
+        }
+    }
+    names.sort();
+    let mut command = build::cargo_command();
+    command.stderr(Stdio::inherit());
+    // By name: a guest needs no other package's tests. Of the whole workspace for its features, as in `disk`.
+    command.args(["test", "--workspace", "--no-run", "--message-format=json"]);
+    let text = said(command.args(names.iter().flat_map(|name| ["--test", name])))?;
+    // Other packages may have tests of these names.
     let own = text.lines().filter(|line| line.contains("/tests/Cargo.toml\""));
     let executables = own.filter_map(|line| line.split_once("\"executable\":\""));
     let paths = executables.filter_map(|(_, rest)| rest.split_once('"')).map(|(path, _)| PathBuf::from(path));
-    // Cargo adds a hash: `takeover-0123456789abcdef`. Unit tests bear the name of their program or library.
+    // Cargo adds a hash: `takeover-0123456789abcdef`.
     let named = paths.filter_map(|path| {
         let name = path.file_name()?.to_str()?.rsplit_once('-')?.0.to_owned();
-        let is_test = build::root().join("tests/tests").join(&name).with_extension("rs").exists();
-        is_test.then_some((name, path))
+        names.contains(&name).then_some((name, path))
     });
     Ok(named.collect())
 }

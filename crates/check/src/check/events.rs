@@ -25,7 +25,7 @@ impl Reader {
     async fn listen(node: &Node) -> Result<Reader> {
         // Some runtimes answer the headers with the first event only.
         let mut runtime = node.runtime();
-        let answer = tokio::time::timeout(SOON, runtime.get_container_events(v1::GetEventsRequest {}));
+        let answer = crate::patience::timeout(SOON, runtime.get_container_events(v1::GetEventsRequest {}));
         match answer.await.context("GetContainerEvents did not answer")? {
             Ok(answer) => Ok(Reader(answer.into_inner())),
             Err(status) if status.code() == Code::Unimplemented => skip("the endpoint has no events"),
@@ -36,7 +36,7 @@ impl Reader {
     /// The next event of one of these; others' are passed over.
     async fn next(&mut self, ids: &[&str]) -> Result<v1::ContainerEventResponse> {
         loop {
-            let event = tokio::time::timeout(SOON, self.0.message()).await.context("no event came")?;
+            let event = crate::patience::timeout(SOON, self.0.message()).await.context("no event came")?;
             match event {
                 Ok(Some(event)) if ids.contains(&event.container_id.as_str()) => return Ok(event),
                 Ok(Some(_)) => {}

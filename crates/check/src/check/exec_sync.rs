@@ -56,7 +56,7 @@ async fn timeout(node: Node) -> Result<()> {
     let main = container.host_pid().await?;
     let started = Instant::now();
     let words = [PROGRAM, "spawn", "pause", ";", "on", "TERM", "ignore", ";", "pause"];
-    let call = tokio::time::timeout(Duration::from_secs(15), node.exec_sync(&container.id, &words, 1));
+    let call = crate::patience::timeout(Duration::from_secs(15), node.exec_sync(&container.id, &words, 1));
     let answer = call.await.context("a child that holds the output hangs the limit")?;
     refused(answer, &[Code::DeadlineExceeded], "a command past its limit")?;
     let took = started.elapsed();
@@ -79,8 +79,9 @@ async fn held_pipe(node: Node) -> Result<()> {
     let container = node.pod("held").run().await?.container("main").start().await?;
     let started = Instant::now();
     let call = node.exec_sync(&container.id, &[PROGRAM, "detach", "pause", ";", "say", "done"], 10);
-    let answer =
-        tokio::time::timeout(Duration::from_secs(15), call).await.context("a held pipe hangs the call")??;
+    let answer = crate::patience::timeout(Duration::from_secs(15), call)
+        .await
+        .context("a held pipe hangs the call")??;
     ensure!(String::from_utf8_lossy(&answer.stdout).contains("done"), "stdout {:?}", answer.stdout);
     same!(answer.exit_code, 0, "exit code");
     ensure!(
@@ -90,7 +91,7 @@ async fn held_pipe(node: Node) -> Result<()> {
     );
     let started = Instant::now();
     let words = [PROGRAM, "detach", "pause", ";", "pause"];
-    let call = tokio::time::timeout(Duration::from_secs(15), node.exec_sync(&container.id, &words, 1));
+    let call = crate::patience::timeout(Duration::from_secs(15), node.exec_sync(&container.id, &words, 1));
     let answer = call.await.context("a held pipe hangs the limit")?;
     refused(answer, &[Code::DeadlineExceeded], "a held pipe and a limit")?;
     ensure!(

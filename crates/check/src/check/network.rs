@@ -37,7 +37,7 @@ async fn ask_tcp(address: SocketAddr) -> Result<String> {
         stream.read_to_string(&mut text).await?;
         anyhow::Ok(text.split(' ').next().unwrap_or_default().to_owned())
     };
-    tokio::time::timeout(Duration::from_secs(2), talk)
+    crate::patience::timeout(Duration::from_secs(2), talk)
         .await
         .with_context(|| format!("{address} is silent"))?
 }
@@ -58,9 +58,7 @@ async fn ask_udp(address: SocketAddr) -> Result<String> {
     socket.connect(address).await?;
     socket.send(b"?").await?;
     let mut buffer = [0; 512];
-    let length =
-        tokio::time::timeout(crate::patience::at_most(Duration::from_secs(1)), socket.recv(&mut buffer))
-            .await??;
+    let length = crate::patience::timeout(Duration::from_secs(1), socket.recv(&mut buffer)).await??;
     let text = String::from_utf8_lossy(&buffer[..length]).into_owned();
     Ok(text.split(' ').next().unwrap_or_default().to_owned())
 }

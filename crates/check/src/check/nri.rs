@@ -492,7 +492,7 @@ async fn plugin_dies(node: Node) -> Result<()> {
     let pod = node.pod("goes-on").run().await?;
     silent.set("CreateContainer", Deed::Nothing);
     pod.container("past-silence").start().await.context("a silent plugin stops containers")?;
-    tokio::time::timeout(PATIENCE, stub.ended()).await.context("a silent plugin stays connected")?;
+    crate::patience::timeout(PATIENCE, stub.ended()).await.context("a silent plugin stays connected")?;
     let (dying, stub) = plugin(&node).await?;
     dying.set("CreateContainer", Deed::Nothing);
     let leaving = async {

@@ -23,7 +23,7 @@ pub(super) async fn restart(node: &Node) -> Result<()> {
     let Some(command) = node.run.restart.clone() else { return skip("no --restart-cmd was given") };
     let mut child = tokio::process::Command::new("/bin/sh");
     child.arg("-c").arg(&command).stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null());
-    let status = tokio::time::timeout(Duration::from_secs(60), child.status())
+    let status = crate::patience::timeout(Duration::from_secs(60), child.status())
         .await
         .context("the restart command hangs")??;
     ensure!(status.success(), "the restart command ended with {status}");
@@ -114,6 +114,7 @@ async fn calls(node: Node) -> Result<()> {
         .stdin(std::process::Stdio::null())
         .stdout(std::process::Stdio::null())
         .status();
+    let soon = crate::patience::at_most(Duration::from_secs(2));
     let watch = async {
         let mut unavailable = 0;
         let mut up = false;
@@ -124,18 +125,11 @@ async fn calls(node: Node) -> Result<()> {
             let mut images = endpoint::images(channel.clone());
             let mut runtime = endpoint::runtime(channel);
             let early = async {
-                images
-                    .image_fs_info(endpoint::within(v1::ImageFsInfoRequest {}, Duration::from_secs(2)))
-                    .await?;
-                runtime
-                    .runtime_config(endpoint::within(v1::RuntimeConfigRequest {}, Duration::from_secs(2)))
-                    .await
+                images.image_fs_info(endpoint::within(v1::ImageFsInfoRequest {}, soon)).await?;
+                runtime.runtime_config(endpoint::within(v1::RuntimeConfigRequest {}, soon)).await
             };
             let early = early.await.is_ok();
-            let list = runtime.list_pod_sandbox(endpoint::within(
-                v1::ListPodSandboxRequest::default(),
-                Duration::from_secs(2),
-            ));
+            let list = runtime.list_pod_sandbox(endpoint::within(v1::ListPodSandboxRequest::default(), soon));
             match list.await {
                 Ok(_) => {
                     // Two answers in a row from the new daemon: the first may still be the old one's.

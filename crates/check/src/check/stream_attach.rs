@@ -45,7 +45,7 @@ async fn read_until(from: &mut Incoming, text: &str) -> Result<()> {
         }
         anyhow::Ok(())
     };
-    tokio::time::timeout(LIMIT, read).await.with_context(|| format!("`{text}` does not come"))?
+    crate::patience::timeout(LIMIT, read).await.with_context(|| format!("`{text}` does not come"))?
 }
 
 async fn stdin_once(node: Node) -> Result<()> {

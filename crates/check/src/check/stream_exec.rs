@@ -100,7 +100,7 @@ pub(super) async fn beside<T>(driver: Driver, work: impl Future<Output = Result<
         std::future::pending::<()>().await;
     };
     tokio::select! {
-        done = tokio::time::timeout(LIMIT, work) => done.context("the session does not end")?,
+        done = crate::patience::timeout(LIMIT, work) => done.context("the session does not end")?,
         () = driver => bail!("the driver ended twice"),
     }
 }

@@ -47,7 +47,7 @@ async fn exchange(forwarder: &Forwarder, port: u16, words: &'static [u8]) -> Res
 /// Runs what needs the connection beside its driver.
 async fn beside<T>(driver: Driver, work: impl Future<Output = Result<T>>) -> Result<T> {
     tokio::select! {
-        done = tokio::time::timeout(LIMIT, work) => done.context("the connections do not end")?,
+        done = crate::patience::timeout(LIMIT, work) => done.context("the connections do not end")?,
         ended = driver => bail!("the connection ended: {ended:?}"),
     }
 }

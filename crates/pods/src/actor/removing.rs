@@ -95,6 +95,13 @@ impl Actor {
             self.shared.nri.gone(&id.to_string());
             self.tell_of(id, PodEventKind::Deleted);
         }
+        if let Err(error) = &result {
+            tracing::warn!(container = %id, error = %crate::chain(error), "a container could not be removed yet");
+            // The pod's removal waits for it. Everybody is told; the next call tries again.
+            for reply in self.remove_waiting.drain(..) {
+                let _ = reply.send(Err(error.clone()));
+            }
+        }
         for reply in waiting {
             let _ = reply.send(result.clone());
         }

@@ -36,6 +36,7 @@ use crate::checkpoint::Opened;
 use crate::create::Stored;
 use crate::error::doing;
 use crate::monitor::{Monitor, MonitorError, sealed};
+use crate::mount_table;
 use crate::operations::stage;
 use crate::rdt;
 use crate::shared::{Shared, blocking};
@@ -113,7 +114,12 @@ fn folder(shared: &Shared, id: &ContainerId) -> PathBuf {
     shared.config.state.join(BUNDLES).join(id.to_string())
 }
 
+/// Removes a bundle. Hooks of the host may have mounted something in it, and that is not ours to remove files from.
 fn remove_folder(path: &Path) -> io::Result<()> {
+    if !path.exists() {
+        return Ok(());
+    }
+    mount_table::clear(path)?;
     match fs::remove_dir_all(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
@@ -246,7 +252,7 @@ impl Launching {
         let around = match outside.iter().any(|list| !list.is_empty()) {
             true => {
                 let host = host_tree().map_err(doing("copy the host's mounts for the container's hooks"))?;
-                Some([host, clone_tree(&bundle.path, false).map_err(doing(what))?])
+                Some([host, bundle_tree(&bundle.path).map_err(doing(what))?])
             }
             false => None,
         };
@@ -298,6 +304,14 @@ fn host_tree() -> io::Result<OwnedFd> {
     let wanted =
         Change { set: attr::RDONLY, propagation: propagation::PRIVATE, recursive: true, ..Change::default() };
     change(tree.as_fd(), &wanted)?;
+    Ok(tree)
+}
+
+/// The bundle's folder as a mount of its own. Private: what is mounted in it would be mounted on the host as well where the host's
+/// mounts are shared, as systemd makes them, and no shared mount can hold a root to be.
+fn bundle_tree(path: &Path) -> io::Result<OwnedFd> {
+    let tree = clone_tree(path, false)?;
+    change(tree.as_fd(), &Change { propagation: propagation::PRIVATE, ..Change::default() })?;
     Ok(tree)
 }
 

@@ -287,7 +287,7 @@ fn mounts(wanted: &[api::Mount], spec: &mut Spec) -> Result<(), PodError> {
 
 /// What is asked of propagation must be there to give.
 fn propagates(mount: &api::Mount, both: bool) -> Result<(), PodError> {
-    let (shared, slave) = crate::create::propagation_of(std::path::Path::new(&mount.source))
+    let (shared, slave) = crate::mount_table::propagation_of(std::path::Path::new(&mount.source))
         .map_err(crate::error::doing(format!("look at the mount of {}", mount.source)))?;
     if shared || (slave && !both) {
         return Ok(());
