@@ -22,8 +22,10 @@ pub(crate) const QUEUE: usize = 8;
 pub(crate) const SEND_QUEUE: usize = 8;
 /// The longest piece.
 pub(crate) const PIECE: usize = 32 << 10;
-/// How long the peer may take to hang up once all is said.
-pub(crate) const LINGER: Duration = Duration::from_secs(5);
+/// How long the peer may be silent, not hanging up, once all is said.
+const LINGER: Duration = Duration::from_secs(5);
+/// How long it may take to hang up at most.
+const LONGEST: Duration = Duration::from_secs(120);
 /// How often somebody who waits for room looks whether the peer is still there.
 const LOOK: Duration = Duration::from_secs(2);
 
@@ -181,6 +183,31 @@ impl Activity {
     }
 }
 
+/// Reads on when all is said, until the peer hangs up, for as long as it says anything. A slow one still takes what it was sent, and
+/// says (in SPDY) that it does; a socket that is closed meanwhile answers with a reset, and what was on its way is lost.
+pub(crate) async fn linger(
+    reading: impl Future<Output = std::io::Result<()>>,
+    activity: &Activity,
+) -> std::io::Result<()> {
+    linger_for(reading, activity, LINGER, LONGEST).await
+}
+
+async fn linger_for(
+    reading: impl Future<Output = std::io::Result<()>>,
+    activity: &Activity,
+    silent: Duration,
+    longest: Duration,
+) -> std::io::Result<()> {
+    // All that was said counts as said now.
+    activity.note();
+    tokio::select! {
+        biased;
+        ended = reading => ended,
+        () = activity.idle(silent) => Ok(()),
+        () = tokio::time::sleep(longest) => Ok(()),
+    }
+}
+
 /// Sees a peer that has gone while nobody reads from the connection: a duplicate of its socket, only to look at.
 #[derive(Debug, Default)]
 pub struct Hangup(pub Option<OwnedFd>);
@@ -212,5 +239,33 @@ pub(crate) async fn deliver(
         biased;
         sent = pieces.send(piece) => Ok(sent.is_ok()),
         () = hangup.gone() => Err(std::io::ErrorKind::ConnectionAborted.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_peer_that_says_something_is_waited_for_and_a_silent_one_is_not() {
+        let activity = Activity::default();
+        let (silent, longest) = (Duration::from_millis(300), Duration::from_secs(60));
+        let slow = async {
+            for _ in 0..20 {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                activity.note();
+            }
+            Err(std::io::ErrorKind::UnexpectedEof.into())
+        };
+        let ended = linger_for(slow, &activity, silent, longest).await;
+        assert_eq!(ended.unwrap_err().kind(), std::io::ErrorKind::UnexpectedEof, "to its own end");
+        linger_for(std::future::pending(), &activity, silent, longest).await.unwrap();
+        let chatty = async {
+            loop {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                activity.note();
+            }
+        };
+        linger_for(chatty, &activity, silent, Duration::from_millis(600)).await.unwrap();
     }
 }

@@ -52,12 +52,23 @@ pub fn run(cache: &Path, base: &Base, programs: &ProgramsDisk, options: &Options
         std::thread::sleep(Duration::from_millis(50));
     };
     let said = fs::read_to_string(&code).unwrap_or_default();
+    if said.trim() != "0" && fs::read(&console).is_ok_and(|text| contains(&text, b"soft lockup")) {
+        println!(
+            "xtask: this machine was too busy for the guest: its kernel says that a CPU stood still for seconds ({}). Run it \
+             again with less beside it before you look for another cause",
+            console.display()
+        );
+    }
     match said.trim().parse() {
         Ok(code) if status.success() => Ok(code),
         _ => {
             bail!("the guest ended without an exit code (QEMU: {status}); its console: {}", console.display())
         }
     }
+}
+
+fn contains(text: &[u8], words: &[u8]) -> bool {
+    text.windows(words.len()).any(|window| window == words)
 }
 
 fn drive(image: &Path, more: &str) -> String {

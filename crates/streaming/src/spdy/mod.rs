@@ -21,7 +21,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, Bu
 use tokio::sync::{Notify, mpsc, watch};
 
 use crate::mux::{
-    Activity, Gone, Hangup, Incoming, LINGER, Out, Outgoing, PIECE, Piece, SEND_QUEUE, broken_off, deliver,
+    Activity, Gone, Hangup, Incoming, Out, Outgoing, PIECE, Piece, SEND_QUEUE, broken_off, deliver, linger,
 };
 use frame::{FIN, HEAD, Head, MAX_CONTROL, Reset, kind};
 use headers::{Inflater, Storer};
@@ -190,7 +190,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             read = &mut reading => read,
             written = write_all(write, out, &shared) => match written {
                 // What the peer still sends is read, so that nothing of what it was sent is lost on the way.
-                Ok(()) => tokio::time::timeout(LINGER, reading).await.unwrap_or(Ok(())),
+                Ok(()) => linger(reading, &shared.activity).await,
                 Err(error) => Err(error),
             },
         };

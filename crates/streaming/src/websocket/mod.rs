@@ -20,7 +20,7 @@ use sha1::{Digest as _, Sha1};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::{Notify, mpsc, watch};
 
-use crate::mux::{Activity, Hangup, Incoming, LINGER, Out, Outgoing, Piece, SEND_QUEUE, deliver};
+use crate::mux::{Activity, Hangup, Incoming, Out, Outgoing, Piece, SEND_QUEUE, deliver, linger};
 use frame::{Event, NORMAL, Reader, opcode};
 
 /// Says that a channel ends (v5).
@@ -147,7 +147,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         let outcome = tokio::select! {
             read = &mut reading => read,
             written = write_all(write, out, form, &shared) => match written {
-                Ok(()) => tokio::time::timeout(LINGER, reading).await.unwrap_or(Ok(())),
+                Ok(()) => linger(reading, &shared.activity).await,
                 Err(error) => Err(error),
             },
         };

@@ -6,7 +6,7 @@ use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream};
 
 use super::{Shared, frame};
-use crate::mux::{Activity, Hangup, LINGER, PIECE};
+use crate::mux::{Activity, Hangup, PIECE, linger};
 use frame::{Event, NORMAL, Reader, opcode};
 
 /// The other end of the tunnel, as a stream, and what has to run for it to move.
@@ -34,7 +34,7 @@ async fn run<S: AsyncRead + AsyncWrite + Unpin>(
         read = &mut reading => read,
         written = pack(write, from_inner, client, &shared) => {
             written?;
-            tokio::time::timeout(LINGER, reading).await.unwrap_or(Ok(()))
+            linger(reading, &shared.activity).await
         }
     }
 }
@@ -48,6 +48,7 @@ where
         match event {
             Event::Begin | Event::End => {}
             Event::Data(bytes) => {
+                shared.activity.note();
                 let written = tokio::select! {
                     biased;
                     written = inner.write_all(&bytes) => written,
