@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bowline_testkit::Registry;
@@ -15,16 +16,19 @@ use bowline_tests::{programs, wait_for};
 /// Guests are slow.
 const SOON: Duration = Duration::from_secs(120);
 
-/// Whether the machine may be changed; says why not.
-fn may_run(test: &str) -> bool {
+/// There is one machine.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+/// Whether the machine may be changed, by nobody else meanwhile; says why not.
+fn may_run(test: &str) -> Option<MutexGuard<'static, ()>> {
     let in_guest = fs::read_to_string("/proc/cmdline").unwrap_or_default().contains("guest_init=");
     let why = match (in_guest, Path::new("/run/systemd/system").is_dir()) {
-        (true, true) => return true,
+        (true, true) => return Some(ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)),
         (true, false) => "the guest has no systemd (cargo xtask vm --systemd)",
         (false, _) => "it changes the machine; run it in a guest (cargo xtask vm --systemd)",
     };
     println!("NOT TESTED: {test}: {why}");
-    false
+    None
 }
 
 #[track_caller]
@@ -182,9 +186,7 @@ fn configure_network() {
 
 #[test]
 fn a_package_comes_and_goes_around_a_pod() {
-    if !may_run("a_package_comes_and_goes_around_a_pod") {
-        return;
-    }
+    let Some(_alone) = may_run("a_package_comes_and_goes_around_a_pod") else { return };
     let mut files = fs::read_dir(programs()).unwrap().flatten().map(|entry| entry.path());
     let Some(package) = files.find(|path| path.extension().is_some_and(|extension| extension == "deb"))
     else {
@@ -226,9 +228,7 @@ fn a_package_comes_and_goes_around_a_pod() {
 
 #[test]
 fn an_installation_by_hand_comes_and_goes() {
-    if !may_run("an_installation_by_hand_comes_and_goes") {
-        return;
-    }
+    let Some(_alone) = may_run("an_installation_by_hand_comes_and_goes") else { return };
     let before = inventory();
     configure_network();
     let program = programs().join("bowline");

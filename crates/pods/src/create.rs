@@ -439,11 +439,3 @@ fn inherited(pod: &PodSpec, spec: &Spec) -> u64 {
 pub(crate) fn upper(shared: &Shared, pod: &SandboxId, id: &ContainerId) -> PathBuf {
     shared.store.container_folder(pod, id).join("upper")
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_root_mount_has_a_propagation() {}
-}
