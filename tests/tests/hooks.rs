@@ -155,7 +155,10 @@ async fn on_shared_mounts_the_host_sees_no_root_either() {
     fs::create_dir(&volume).unwrap();
     fs::write(volume.join("word"), "kept").unwrap();
     let table = PathBuf::from(format!("/proc/{}/mountinfo", node.daemon.pid().unwrap()));
-    let root = fs::read_to_string(&table).unwrap().lines().any(|line| line.contains(" / / ") && line.contains("shared:"));
+    let root = fs::read_to_string(&table)
+        .unwrap()
+        .lines()
+        .any(|line| line.contains(" / / ") && line.contains("shared:"));
     assert!(root, "the daemon's mounts are shared");
     let sandbox = node.pod(pod("shared", &node.daemon.folder().join("logs"))).await;
     for (name, script, works) in [("works", "echo here > rootfs/hooked", true), ("fails", "exit 3", false)] {

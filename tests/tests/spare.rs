@@ -61,7 +61,7 @@ fn the_next_pod_is_made_of_it_and_it_goes_with_the_daemon() {
     runtime.block_on(client.pull(&daemon));
     let clean = Inventory::take(daemon.folder());
     let logs = daemon.folder().join("logs");
-    let mut up = |client: &mut Client, name: &str| {
+    let up = |client: &mut Client, name: &str| {
         runtime.block_on(async {
             let sandbox = client.run(pod(name, &logs)).await.unwrap();
             let id = client.start(&sandbox, container(client, name, "sleep 1000")).await.unwrap();

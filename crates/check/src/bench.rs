@@ -49,7 +49,7 @@ pub struct BenchArgs {
     /// The endpoints to compare.
     #[arg(long = "endpoint", default_value = "unix:///run/bowline/bowline.sock")]
     pub endpoints: Vec<String>,
-    /// Milliseconds between one pod and the next.
+    /// Milliseconds of rest before each call; they are not counted. For `pod` alone.
     #[arg(long, value_name = "MS", default_value_t = 0)]
     pub gap: u64,
     /// How many pods: rounds of up and down, and pods at once for density.
@@ -122,8 +122,7 @@ async fn measure(args: &BenchArgs, nodes: &[Node], figures: &mut Figures) -> Res
         eprintln!("pod up and down, {} rounds", args.pods);
         for _ in 0..args.pods {
             for node in nodes {
-                pods::round(node, figures).await?;
-                tokio::time::sleep(gap).await;
+                pods::round(node, gap, figures).await?;
             }
         }
     }

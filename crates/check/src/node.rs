@@ -275,7 +275,10 @@ impl Node {
         }
         for reference in self.ledger.images.take() {
             let request = v1::RemoveImageRequest { image: Some(image(&reference)) };
-            let _ = self.images().remove_image(within(request, crate::patience::at_most(Duration::from_secs(20)))).await;
+            let _ = self
+                .images()
+                .remove_image(within(request, crate::patience::at_most(Duration::from_secs(20))))
+                .await;
         }
         if let Some(failure) = failures.into_iter().next() {
             return Err(failure);

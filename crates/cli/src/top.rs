@@ -44,6 +44,8 @@ pub(crate) async fn top(client: &Client, args: &TopArgs) -> Done {
         return Ok(0);
     }
     let terminal = Terminal::take().map_err(|error| Failure::io("take over the terminal", error))?;
+    // One for all keys: a read that is given up goes on, and with it would go what it reads.
+    let mut keys = tokio::io::stdin();
     let mut shown: Option<Look> = None;
     // The first screen soon, then at the pace that was asked for.
     let mut wait = pause.min(Duration::from_millis(500));
@@ -52,7 +54,7 @@ pub(crate) async fn top(client: &Client, args: &TopArgs) -> Done {
             terminal.show(&screen(&before, after, sort, Some(terminal.size())))?;
         }
         tokio::select! {
-            key = key() => match key? {
+            key = key(&mut keys) => match key? {
                 Key::Sort(by) => {
                     sort = by;
                     continue;
@@ -78,9 +80,9 @@ async fn look(client: &Client) -> Result<Look, Failure> {
 }
 
 /// The next key. A closed terminal ends the screen.
-async fn key() -> Result<Key, Failure> {
+async fn key(keys: &mut tokio::io::Stdin) -> Result<Key, Failure> {
     let mut byte = [0u8; 1];
-    let read = tokio::io::stdin().read(&mut byte).await.map_err(|error| Failure::io("read keys", error))?;
+    let read = keys.read(&mut byte).await.map_err(|error| Failure::io("read keys", error))?;
     Ok(match (read, byte[0]) {
         // Ctrl-C and Ctrl-D are keys while the terminal is ours.
         (0, _) | (_, b'q' | 3 | 4) => Key::Quit,

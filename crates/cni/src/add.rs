@@ -77,7 +77,7 @@ impl Cni {
         let result = result.unwrap_or_default();
         // In the newest version, whatever the list's: older ones have no room for all addresses.
         record.result = Some(result.to_json(crate::conflist::NEWEST));
-        self.cache.write(record, State::Added)?;
+        self.cache.complete(record)?;
         self.repair_if_rebuilt();
         Ok(result)
     }

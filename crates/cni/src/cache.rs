@@ -53,7 +53,7 @@ pub(crate) struct Record {
     pub(crate) args: String,
     pub(crate) capability_args: Map<String, Value>,
     pub(crate) conflist: Value,
-    /// In the newest version; absent until ADD is done.
+    /// In the newest version; absent until ADD is done, then a second line of the file.
     pub(crate) result: Option<Value>,
 }
 
@@ -147,6 +147,20 @@ impl Cache {
         }
     }
 
+    /// Adds the result to a record of [`State::Adding`] that is otherwise as it was written, and moves it on: a line more is
+    /// cheaper than a file more, which the pod would wait for.
+    pub(crate) fn complete(&self, record: &Record) -> Result<(), CniError> {
+        let key = Key::new(&record.sandbox_id, &record.if_name);
+        let path = self.dir.join(key.file_name(State::Adding));
+        let append = || -> io::Result<()> {
+            let mut line = b"\n".to_vec();
+            serde_json::to_writer(&mut line, &record.result)?;
+            OpenOptions::new().append(true).open(&path)?.write_all(&line)
+        };
+        append().map_err(CniError::file("write the network record", &path))?;
+        self.advance(&key, State::Added)
+    }
+
     /// Moves the record to another state as it is.
     pub(crate) fn advance(&self, key: &Key, to: State) -> Result<(), CniError> {
         let Some(now) = self.get(key).filter(|now| now.state != to) else { return Ok(()) };
@@ -232,12 +246,63 @@ impl Record {
 fn read(path: &Path) -> io::Result<Record> {
     let mut text = Vec::new();
     File::open(path)?.take(RECORD_MAX).read_to_end(&mut text)?;
-    Ok(serde_json::from_slice(&text)?)
+    let mut lines = text.splitn(2, |byte| *byte == b'\n');
+    let mut record: Record = serde_json::from_slice(lines.next().unwrap_or_default())?;
+    if let Some(result) = lines.next() {
+        match serde_json::from_slice(result) {
+            Ok(result) => record.result = result,
+            // Cut off in the middle: ADD was not done.
+            Err(_) if path.extension().is_some_and(|state| state == "adding") => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(record)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn record(result: Option<Value>) -> Record {
+        Record {
+            sandbox_id: "pod".into(),
+            if_name: "eth0".into(),
+            netns_path: None,
+            args: String::new(),
+            capability_args: Map::new(),
+            conflist: serde_json::json!({ "name": "net" }),
+            result,
+        }
+    }
+
+    #[test]
+    fn the_result_is_a_line_of_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let key = Key::new("pod", "eth0");
+        let cache = Cache::open(dir.path()).unwrap();
+        cache.write(&record(None), State::Adding).unwrap();
+        assert_eq!(cache.read(&key).unwrap().unwrap().result, None);
+        let result = serde_json::json!({ "ips": [{ "address": "10.0.0.2/24" }] });
+        cache.complete(&record(Some(result.clone()))).unwrap();
+        let reopened = Cache::open(dir.path()).unwrap();
+        assert_eq!(reopened.get(&key).unwrap().state, State::Added);
+        assert_eq!(reopened.read(&key).unwrap().unwrap().result, Some(result.clone()));
+
+        // As an earlier daemon wrote it.
+        let inline = serde_json::to_vec(&record(Some(result.clone()))).unwrap();
+        fs::write(dir.path().join("pod@eth0.added"), inline).unwrap();
+        assert_eq!(cache.read(&key).unwrap().unwrap().result, Some(result));
+    }
+
+    #[test]
+    fn a_result_that_is_cut_off_counts_only_before_the_state_changes() {
+        let dir = tempfile::tempdir().unwrap();
+        let cut = [&serde_json::to_vec(&record(None)).unwrap()[..], b"\n{\"ips\":[{"].concat();
+        fs::write(dir.path().join("pod@eth0.adding"), &cut).unwrap();
+        assert_eq!(read(&dir.path().join("pod@eth0.adding")).unwrap().result, None);
+        fs::write(dir.path().join("pod@eth0.added"), &cut).unwrap();
+        assert!(read(&dir.path().join("pod@eth0.added")).is_err());
+    }
 
     #[test]
     fn what_a_daemon_was_writing_when_it_died_is_swept() {

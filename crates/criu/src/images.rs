@@ -22,13 +22,13 @@ const MAX_FILE: u64 = 64 << 20;
 /// Files in a folder of images, and processes with their threads in it.
 const MAX_FILES: usize = 200_000;
 /// Magic number of all images but those of criu's own statistics.
-const COMMON: u32 = 0x5456_4319;
+pub(crate) const COMMON: u32 = 0x5456_4319;
 /// The only magic number of `inventory.img`.
-const INVENTORY: u32 = 0x5831_3116;
+pub(crate) const INVENTORY: u32 = 0x5831_3116;
 
 /// Names that may be there, up to a number in them. Others describe what is not restored here: networks, host names,
 /// users, policies, file systems.
-const NAMES: [&str; 34] = [
+const NAMES: [&str; 35] = [
     "cgroup.img",
     "core-",
     "descriptors.json",
@@ -63,6 +63,7 @@ const NAMES: [&str; 34] = [
     "stats-dump",
     "tcp-stream-",
     "timens-",
+    "tty-info.img",
 ];
 
 /// What a restored container may be; all of it from the request.
@@ -74,6 +75,9 @@ pub struct Allowed<'a> {
     pub capabilities: u64,
     /// The one user and group that its processes may have, if they cannot change to others.
     pub ids: Option<(u32, u32)>,
+    /// The container's terminal in criu's words (`tty[device:file system]`, hexadecimal), if it has one: it is given to criu. No
+    /// other may be open.
+    pub terminals: &'a [String],
     /// The seccomp filter that holds for every thread, as the kernel takes it.
     pub filter: Option<&'a [u8]>,
 }
@@ -110,13 +114,13 @@ pub enum Objection {
     NotAllowed(String),
 }
 
-fn not_allowed<T>(what: impl fmt::Display) -> Result<T, Objection> {
+pub(crate) fn not_allowed<T>(what: impl fmt::Display) -> Result<T, Objection> {
     Err(Objection::NotAllowed(what.to_string()))
 }
 
 /// Looks at the images in a folder.
 pub fn judge(folder: impl AsFd, allowed: &Allowed<'_>) -> Result<Judged, Objection> {
-    let folder = Folder { fd: folder.as_fd().try_clone_to_owned().map_err(|source| io_of(".", source))? };
+    let folder = Folder::of(folder)?;
     folder.check_names()?;
     let inventory = folder.one("inventory.img")?;
     let root = within("inventory.img", || {
@@ -143,15 +147,18 @@ pub fn judge(folder: impl AsFd, allowed: &Allowed<'_>) -> Result<Judged, Objecti
 struct Namespaces {
     pid: u64,
     mount: u64,
-    /// Network, IPC, UTS, user, time: those of criu, which is started in the pod's.
-    shared: [u64; 5],
+    /// Network, IPC, UTS, user: those of criu, which is started in the pod's.
+    shared: [u64; 4],
+    /// That of time is its own once criu has brought the container back: clocks go on where they were, and that is all.
+    time: u64,
 }
 
 impl Namespaces {
     fn of(ids: &Message<'_>) -> Result<Namespaces, Malformed> {
         // 0 where this kernel or criu does not know the kind.
         let id = |field| ids.number(field).map(|id| id.unwrap_or(0));
-        Ok(Namespaces { pid: id(5)?, mount: id(9)?, shared: [id(6)?, id(7)?, id(8)?, id(10)?, id(12)?] })
+        let shared = [id(6)?, id(7)?, id(8)?, id(10)?];
+        Ok(Namespaces { pid: id(5)?, mount: id(9)?, shared, time: id(12)? })
     }
 
     /// criu makes a namespace where the numbers of the first process and those of the inventory differ; where they are
@@ -160,41 +167,58 @@ impl Namespaces {
         if self.pid == criu.pid || self.mount == criu.mount || self.pid == 0 || self.mount == 0 {
             return not_allowed("wants to run in the host's mount or PID namespace");
         }
-        let names = ["network", "IPC", "UTS", "user", "time"];
+        let names = ["network", "IPC", "UTS", "user"];
         let foreign = self.shared.iter().zip(&criu.shared).zip(names).find(|((own, criu), _)| own != criu);
         match foreign {
             None => Ok(()),
-            Some((_, name)) => not_allowed(format_args!(
-                "brings its own {name} namespace; here it gets its pod's (archives of other runtimes are like that)"
-            )),
+            Some((_, name)) => {
+                not_allowed(format_args!("brings its own {name} namespace; here it gets its pod's"))
+            }
         }
     }
 }
 
-struct Task {
-    pid: u64,
+pub(crate) struct Task {
+    pub(crate) pid: u64,
     parent: u64,
     threads: Vec<u64>,
 }
 
-struct Folder {
-    fd: OwnedFd,
+impl Task {
+    /// Its threads' numbers, its own first.
+    pub(crate) fn threads(&self) -> impl Iterator<Item = u64> {
+        std::iter::once(self.pid).chain(self.threads.iter().copied().filter(|id| *id != self.pid))
+    }
+}
+
+pub(crate) struct Folder {
+    pub(crate) fd: OwnedFd,
 }
 
 impl Folder {
-    fn check_names(&self) -> Result<(), Objection> {
+    pub(crate) fn of(folder: impl AsFd) -> Result<Folder, Objection> {
+        Ok(Folder { fd: folder.as_fd().try_clone_to_owned().map_err(|source| io_of(".", source))? })
+    }
+
+    pub(crate) fn names(&self) -> Result<Vec<String>, Objection> {
         let unreadable = |errno: rustix::io::Errno| io_of(".", errno.into());
-        let mut count = 0;
+        let mut names = Vec::new();
         for entry in Dir::read_from(&self.fd).map_err(unreadable)? {
             let entry = entry.map_err(unreadable)?;
             let name = entry.file_name().to_string_lossy();
             if name == "." || name == ".." {
                 continue;
             }
-            count += 1;
-            if count > MAX_FILES {
+            if names.len() == MAX_FILES {
                 return not_allowed(format_args!("has more than {MAX_FILES} files"));
             }
+            names.push(name.into_owned());
+        }
+        Ok(names)
+    }
+
+    fn check_names(&self) -> Result<(), Objection> {
+        for name in self.names()? {
             if !NAMES.iter().any(|known| name == *known || (known.ends_with('-') && name.starts_with(known)))
             {
                 return not_allowed(format_args!("holds {name}, which nothing here restores"));
@@ -205,7 +229,7 @@ impl Folder {
         Ok(())
     }
 
-    fn open(&self, name: &str) -> Result<(OwnedFd, u64), Objection> {
+    pub(crate) fn open(&self, name: &str) -> Result<(OwnedFd, u64), Objection> {
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
         let open = |flags| {
             let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW;
@@ -234,13 +258,13 @@ impl Folder {
     }
 
     /// The messages of an image.
-    fn entries(&self, name: &str) -> Result<Vec<Vec<u8>>, Objection> {
+    pub(crate) fn entries(&self, name: &str) -> Result<Vec<Vec<u8>>, Objection> {
         let bytes = self.read(name)?;
         split(&bytes).ok_or_else(|| damaged(name))
     }
 
     /// The only message of an image.
-    fn one(&self, name: &str) -> Result<Vec<u8>, Objection> {
+    pub(crate) fn one(&self, name: &str) -> Result<Vec<u8>, Objection> {
         let mut entries = self.entries(name)?;
         match (entries.pop(), entries.is_empty()) {
             (Some(entry), true) => Ok(entry),
@@ -256,7 +280,7 @@ impl Folder {
         }
     }
 
-    fn tasks(&self) -> Result<Vec<Task>, Objection> {
+    pub(crate) fn tasks(&self) -> Result<Vec<Task>, Objection> {
         let entries = self.entries("pstree.img")?;
         within("pstree.img", || {
             let task = |entry: &Vec<u8>| {
@@ -297,7 +321,7 @@ impl Folder {
         if dead {
             return Ok(());
         }
-        for thread in std::iter::once(&task.pid).chain(task.threads.iter().filter(|id| **id != task.pid)) {
+        for thread in task.threads() {
             let name = format!("core-{thread}.img");
             let core = self.one(&name)?;
             let facts = within(&name, || Thread::of(&Message::parse(&core)?))?;
@@ -308,6 +332,7 @@ impl Folder {
 
     fn check_files(&self, allowed: &Allowed<'_>) -> Result<(), Objection> {
         let raw = allowed.capabilities & NET_RAW != 0;
+        let terminals = self.check_terminals(allowed)?;
         for entry in self.entries("files.img")? {
             let (kind, socket) = within("files.img", || {
                 let entry = Message::parse(&entry)?;
@@ -317,6 +342,7 @@ impl Folder {
             let what = match kind {
                 // Files, pipes, sockets, counters, timers.
                 Some(1..=9 | 13 | 17 | 18) if socket != Some(SOCK_RAW) || raw => continue,
+                Some(11) if terminals => continue,
                 Some(4) => "raw sockets, for which the request gives no capability",
                 Some(10) => "packet sockets",
                 Some(11) => "terminals",
@@ -325,6 +351,29 @@ impl Folder {
             return not_allowed(format_args!("has open {what}"));
         }
         Ok(())
+    }
+
+    /// Whether there are terminals, all of them the container's own. criu takes those that it was told of for external, by their
+    /// numbers, and opens devices for others.
+    fn check_terminals(&self, allowed: &Allowed<'_>) -> Result<bool, Objection> {
+        let name = "tty-info.img";
+        let entries = match self.entries(name) {
+            Err(Objection::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                return Ok(false);
+            }
+            other => other?,
+        };
+        for entry in &entries {
+            let (kind, key) = within(name, || {
+                let entry = Message::parse(entry)?;
+                let (device, on) = (entry.number(8)?.ok_or(Malformed)?, entry.number(13)?.ok_or(Malformed)?);
+                Ok((entry.number(2)?, format!("tty[{device:x}:{on:x}]")))
+            })?;
+            if kind != Some(EXTERNAL_TERMINAL) || !allowed.terminals.contains(&key) {
+                return not_allowed("has open terminals that are not the container's own");
+            }
+        }
+        Ok(!entries.is_empty())
     }
 
     fn check_mounts(&self, namespace: u64, allowed: &Allowed<'_>) -> Result<BTreeSet<String>, Objection> {
@@ -353,8 +402,9 @@ impl Folder {
     }
 }
 
-const PROC: u64 = 1;
+pub(crate) const PROC: u64 = 1;
 const SOCK_RAW: u64 = 3;
+const EXTERNAL_TERMINAL: u64 = 5;
 const NET_RAW: u64 = 1 << 13;
 
 struct Mount {
@@ -505,14 +555,14 @@ fn split(bytes: &[u8]) -> Option<Vec<Vec<u8>>> {
     Some(entries)
 }
 
-fn within<T>(name: &str, read: impl FnOnce() -> Result<T, Malformed>) -> Result<T, Objection> {
+pub(crate) fn within<T>(name: &str, read: impl FnOnce() -> Result<T, Malformed>) -> Result<T, Objection> {
     read().map_err(|Malformed| damaged(name))
 }
 
-fn damaged(file: &str) -> Objection {
+pub(crate) fn damaged(file: &str) -> Objection {
     Objection::Damaged { file: file.to_owned() }
 }
 
-fn io_of(file: &str, source: io::Error) -> Objection {
+pub(crate) fn io_of(file: &str, source: io::Error) -> Objection {
     Objection::Io { file: file.to_owned(), source }
 }

@@ -88,6 +88,8 @@ pub struct Restore<'a> {
     pub root: String,
     /// Mount points inside the root, and what is bound there, as a path for criu.
     pub mounts: Vec<(String, String)>,
+    /// The AppArmor profile of all processes that the images say to have one.
+    pub apparmor: Option<String>,
     /// Descriptors of criu's that take the place of others: key (`pipe:[inode]`, `file[mount:inode]`) and number.
     pub descriptors: Vec<(String, i32)>,
 }
@@ -242,6 +244,9 @@ fn restore_request(wish: &Restore<'_>) -> Vec<u8> {
                 descriptor.number(2, signed(*number));
             });
         }
+        if let Some(profile) = &wish.apparmor {
+            opts.bytes(53, format!("apparmor:{profile}").as_bytes());
+        }
         // tcp_close: the other ends are gone, or talk to the container that was written.
         opts.flag(52, true);
     })
@@ -373,6 +378,7 @@ mod tests {
             work: folder.as_fd(),
             root: "/r/root".into(),
             mounts: vec![("/dev".into(), "/r/0".into())],
+            apparmor: Some("name".into()),
             descriptors: vec![("pipe:[5]".into(), 9)],
         };
         let mut heard = Vec::new();
@@ -385,6 +391,7 @@ mod tests {
         let requests = criu.join().unwrap();
         let opts = Message::parse(&requests[0]).unwrap().message(2).unwrap().unwrap();
         assert_eq!(opts.number(26), Ok(Some(1)), "a sibling of criu is its parent's child");
+        assert_eq!(opts.text(53), Ok(Some("apparmor:name")));
         let inherited = opts.messages(27).unwrap();
         assert_eq!((inherited[0].text(1), inherited[0].number(2)), (Ok(Some("pipe:[5]")), Ok(Some(9))));
         assert_eq!(Message::parse(&requests[1]).unwrap().number(3), Ok(Some(1)));

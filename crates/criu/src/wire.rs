@@ -37,6 +37,11 @@ impl Writer {
         self.0
     }
 
+    /// Fields as they are: see [`fields`].
+    pub(crate) fn raw(&mut self, fields: &[u8]) {
+        self.0.extend_from_slice(fields);
+    }
+
     fn varint(&mut self, mut value: u64) {
         while value >= 0x80 {
             self.0.push(value as u8 | 0x80);
@@ -61,27 +66,7 @@ impl<'a> Message<'a> {
     pub(crate) fn parse(mut rest: &'a [u8]) -> Result<Message<'a>, Malformed> {
         let mut fields = Vec::new();
         while !rest.is_empty() {
-            let tag = take_varint(&mut rest)?;
-            let field = u32::try_from(tag >> 3).map_err(|_| Malformed)?;
-            let value = match tag & 7 {
-                0 => Value::Number(take_varint(&mut rest)?),
-                1 => {
-                    Value::Number(u64::from_le_bytes(take(&mut rest, 8)?.try_into().map_err(|_| Malformed)?))
-                }
-                2 => {
-                    let len = usize::try_from(take_varint(&mut rest)?).map_err(|_| Malformed)?;
-                    Value::Bytes(take(&mut rest, len)?)
-                }
-                5 => {
-                    let bytes = take(&mut rest, 4)?.try_into().map_err(|_| Malformed)?;
-                    Value::Number(u32::from_le_bytes(bytes).into())
-                }
-                _ => return Err(Malformed),
-            };
-            if field == 0 {
-                return Err(Malformed);
-            }
-            fields.push((field, value));
+            fields.push(take_field(&mut rest)?);
         }
         Ok(Message(fields))
     }
@@ -152,6 +137,36 @@ impl<'a> Message<'a> {
     }
 }
 
+/// The fields of a message, each by its number and as the bytes that it is.
+pub(crate) fn fields(mut rest: &[u8]) -> Result<Vec<(u32, &[u8])>, Malformed> {
+    let mut found = Vec::new();
+    while !rest.is_empty() {
+        let before = rest;
+        let (field, _) = take_field(&mut rest)?;
+        found.push((field, &before[..before.len() - rest.len()]));
+    }
+    Ok(found)
+}
+
+fn take_field<'a>(rest: &mut &'a [u8]) -> Result<(u32, Value<'a>), Malformed> {
+    let tag = take_varint(rest)?;
+    let field = u32::try_from(tag >> 3).map_err(|_| Malformed)?;
+    let value = match tag & 7 {
+        0 => Value::Number(take_varint(rest)?),
+        1 => Value::Number(u64::from_le_bytes(take(rest, 8)?.try_into().map_err(|_| Malformed)?)),
+        2 => {
+            let len = usize::try_from(take_varint(rest)?).map_err(|_| Malformed)?;
+            Value::Bytes(take(rest, len)?)
+        }
+        5 => {
+            let bytes = take(rest, 4)?.try_into().map_err(|_| Malformed)?;
+            Value::Number(u32::from_le_bytes(bytes).into())
+        }
+        _ => return Err(Malformed),
+    };
+    if field == 0 { Err(Malformed) } else { Ok((field, value)) }
+}
+
 fn take<'a>(rest: &mut &'a [u8], len: usize) -> Result<&'a [u8], Malformed> {
     let (taken, left) = rest.split_at_checked(len).ok_or(Malformed)?;
     *rest = left;
@@ -194,6 +209,11 @@ mod tests {
         assert_eq!(message.numbers(4), Ok(vec![u64::MAX, 0]));
         assert_eq!(message.number(9), Ok(None));
         assert_eq!(message.number(4), Err(Malformed), "one of two is not ours to choose");
+        let mut again = Writer::default();
+        for (_, field) in fields(&bytes).unwrap() {
+            again.raw(field);
+        }
+        assert_eq!(again.finish(), bytes);
     }
 
     #[test]

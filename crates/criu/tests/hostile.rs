@@ -58,6 +58,8 @@ struct Checkpoint {
     seccomp: Option<u64>,
     filters: Vec<Pb>,
     files: Vec<Pb>,
+    terminals: Vec<Pb>,
+    profile: Option<&'static [u8]>,
     mounts: Vec<Pb>,
 }
 
@@ -91,6 +93,8 @@ fn good() -> Checkpoint {
             Pb::default().num(1, 1).num(2, 1),
             Pb::default().num(1, 4).msg(4, Pb::default().num(4, 1)),
         ],
+        terminals: Vec::new(),
+        profile: None,
         mounts: vec![
             mount(17, "/", None),
             mount(1, "/proc", None),
@@ -109,6 +113,9 @@ impl Checkpoint {
         }
         for field in 9..=12 {
             creds = creds.num(field, self.capabilities & 0xffff_ffff).num(field, self.capabilities >> 32);
+        }
+        if let Some(profile) = self.profile {
+            creds = creds.bytes(15, profile);
         }
         let mut thread = Pb::default().num(1, 0).msg(10, creds);
         if let Some(filter) = self.seccomp {
@@ -133,14 +140,22 @@ impl Checkpoint {
             image(&COMMON, &[self.filters.iter().cloned().fold(Pb::default(), |all, one| all.msg(1, one))]),
         );
         put("files.img", image(&COMMON, &self.files));
+        if !self.terminals.is_empty() {
+            put("tty-info.img", image(&COMMON, &self.terminals));
+        }
         put(&format!("mountpoints-{}.img", self.own[4]), image(&COMMON, &self.mounts));
     }
 }
 
 fn judged(folder: &Path) -> Result<usize, String> {
     let mounts = BTreeSet::from(["/dev".to_owned(), "/etc/hosts".to_owned()]);
-    let allowed =
-        Allowed { mounts: &mounts, capabilities: 1 << 10, ids: Some((1000, 1000)), filter: Some(FILTER) };
+    let allowed = Allowed {
+        mounts: &mounts,
+        capabilities: 1 << 10,
+        ids: Some((1000, 1000)),
+        terminals: &["tty[8803:1c]".to_owned()],
+        filter: Some(FILTER),
+    };
     let folder = fs::File::open(folder).unwrap();
     judge(&folder, &allowed).map(|judged| judged.processes).map_err(|error| error.to_string())
 }
@@ -160,6 +175,15 @@ fn what_fits_the_request_is_let_through() {
     let folder = tempfile::tempdir().unwrap();
     good().write(folder.path());
     assert_eq!(judged(folder.path()), Ok(2));
+    // criu gives what it brings back a time namespace, and writes it the next time.
+    let mut again = good();
+    again.own[6] = 8;
+    again.child = Some(again.own);
+    again.write(folder.path());
+    assert_eq!(judged(folder.path()), Ok(2));
+    again.child = Some([9, 2, 3, 4, 10, 7, 9]);
+    again.write(folder.path());
+    assert!(judged(folder.path()).is_err(), "one for all");
 }
 
 #[test]
@@ -207,6 +231,20 @@ fn files_that_take_privileges_to_open() {
     let file = |kind| Pb::default().num(1, kind).num(2, 3);
     refused(|images| images.files.push(file(10)), "packet sockets");
     refused(|images| images.files.push(file(11)), "terminals");
+    // Type, device, file system.
+    let terminal = |kind, device, on| Pb::default().num(1, 7).num(2, kind).num(8, device).num(13, on);
+    for other in [terminal(1, 0x8803, 0x1c), terminal(5, 0x8803, 0x1d), terminal(5, 0x401, 0x1c)] {
+        refused(|images| images.terminals.push(other.clone()), "not the container's own");
+        let both = vec![terminal(5, 0x8803, 0x1c), other];
+        refused(|images| images.terminals.clone_from(&both), "not the container's own");
+    }
+    refused(|images| images.terminals.push(terminal(5, 0x8803, 0x1c).num(8, 0x401)), "damaged");
+    let mut images = good();
+    images.files.push(file(11));
+    images.terminals.push(terminal(5, 0x8803, 0x1c));
+    let folder = tempfile::tempdir().unwrap();
+    images.write(folder.path());
+    assert_eq!(judged(folder.path()), Ok(2), "the container's own");
     refused(|images| images.files.push(file(15)), "host's administrator");
     refused(|images| images.files.push(file(19)), "host's administrator");
     refused(|images| images.files.push(file(4).msg(4, Pb::default().num(4, 3))), "raw sockets");
@@ -263,5 +301,90 @@ fn files_that_are_no_images() {
         good().write(folder.path());
         fs::remove_file(folder.path().join(name)).unwrap();
         judged(folder.path()).expect_err(name);
+    }
+}
+
+/// As runc has them written: criu was elsewhere, and few mounts are external.
+fn of_runc(folder: &Path, change: impl FnOnce(&mut Checkpoint)) {
+    let mut images = good();
+    images.criu = [1, 90, 91, 92, 6, 7, 5];
+    images.profile = Some(b"theirs");
+    images.mounts = vec![
+        mount(17, "/", None),
+        mount(1, "/proc", None),
+        mount(1, "/proc/sys", None),
+        mount(5, "/dev", None).num(13, 1),
+        mount(0, "/etc/hosts", Some("/etc/hosts")),
+        mount(0, "/run/.containerenv", Some("/run/.containerenv")),
+    ];
+    change(&mut images);
+    images.write(folder);
+    for name in ["netns-2.img", "route6-2.img", "tmpfs-dev-3.tar.gz.img", "utsns-4.img", "ipcns-shm-3.img"] {
+        fs::write(folder.join(name), [0; 8]).unwrap();
+    }
+}
+
+fn adopted(folder: &Path) -> Result<BTreeSet<String>, String> {
+    bowline_criu::adopt(fs::File::open(folder).unwrap(), Some("request")).map_err(|error| error.to_string())
+}
+
+#[test]
+fn images_of_another_runtime_become_ours() {
+    let folder = tempfile::tempdir().unwrap();
+    of_runc(folder.path(), |_| {});
+    assert!(judged(folder.path()).is_err());
+    assert_eq!(adopted(folder.path()), Ok(["/dev", "/etc/hosts"].map(str::to_owned).into()));
+    assert_eq!(judged(folder.path()), Ok(2));
+    assert!(!folder.path().join("netns-2.img").exists());
+    for core in ["core-1.img", "core-7.img"] {
+        let core = fs::read(folder.path().join(core)).unwrap();
+        assert_eq!(core.windows(7).filter(|text| text == b"request").count(), 1, "its profile");
+        assert!(!core.windows(6).any(|text| text == b"theirs"), "the other one's");
+    }
+    assert_eq!(
+        adopted(folder.path()),
+        Ok(["/dev", "/etc/hosts"].map(str::to_owned).into()),
+        "once is enough"
+    );
+    assert_eq!(judged(folder.path()), Ok(2));
+}
+
+#[test]
+fn what_another_runtime_wrote_is_allowed_no_more() {
+    type Change = fn(&mut Checkpoint);
+    let table: [(Change, &str); 10] = [
+        (|images| images.own[4] = 6, "host's mount or PID namespace"),
+        (|images| images.own[0] = 1, "host's mount or PID namespace"),
+        (|images| images.own[5] = 99, "its own user namespace"),
+        (|images| images.child = Some([9, 2, 99, 4, 10, 7, 5]), "namespaces of their own"),
+        (|images| images.mounts.push(mount(5, "/x", None)), "a mount at /x"),
+        (|images| images.mounts.push(mount(16, "/disk", Some("/dev"))), "a mount at /disk"),
+        (|images| images.mounts.push(mount(1, "/etc", None)), "a mount at /etc"),
+        (|images| images.mounts.push(mount(5, "/dev/../host", None)), "damaged"),
+        (|images| images.capabilities = 1 << 21, "more capabilities"),
+        (|images| images.seccomp = None, "without the seccomp filter"),
+    ];
+    for (number, (change, part)) in table.into_iter().enumerate() {
+        let folder = tempfile::tempdir().unwrap();
+        of_runc(folder.path(), change);
+        let error = adopted(folder.path()).and_then(|_| judged(folder.path())).expect_err(part);
+        assert!(error.contains(part), "{number}: {error}");
+    }
+    type Fill = fn(&Path);
+    let table: [(Fill, &str); 4] = [
+        (|folder| fs::write(folder.join("ipcns-sem-3.img"), [0; 9]).unwrap(), "System V"),
+        (
+            |folder| std::os::unix::fs::symlink("/etc/passwd", folder.join("netns-9.img")).unwrap(),
+            "plain file",
+        ),
+        (|folder| fs::write(folder.join("bowline.new"), "").unwrap(), "could not read core-1.img"),
+        (|folder| fs::write(folder.join("apparmor.img"), "").unwrap(), "holds apparmor.img"),
+    ];
+    for (fill, part) in table {
+        let folder = tempfile::tempdir().unwrap();
+        of_runc(folder.path(), |_| {});
+        fill(folder.path());
+        let error = adopted(folder.path()).and_then(|_| judged(folder.path())).expect_err(part);
+        assert!(error.contains(part), "{part}: {error}");
     }
 }

@@ -2,11 +2,12 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{Mode, OFlags};
 
+use crate::digest::LayerName;
 use crate::error::UnpackError;
 use crate::images::Images;
 use crate::layer::Running;
@@ -15,8 +16,14 @@ use crate::unpack::{Failure, Job, Link, Reply};
 
 impl Images {
     /// Unpacks a tar archive, compressed or not, into an empty folder, as a layer is: whiteouts become overlayfs', and nothing
-    /// leaves the folder. Blocks. On failure the folder holds a part of it.
-    pub fn unpack_archive(&self, archive: File, folder: &Path) -> Result<(), UnpackError> {
+    /// leaves the folder. Folders that no entry describes look as they do in `below` (layers, bottom first). Blocks. On failure
+    /// the folder holds a part of it.
+    pub fn unpack_archive(
+        &self,
+        archive: File,
+        folder: &Path,
+        below: &[LayerName],
+    ) -> Result<(), UnpackError> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let tree = rustix::fs::open(folder, flags, Mode::empty()).map_err(io::Error::from)?;
         let layers = self.0.store.open_layers()?;
@@ -30,8 +37,13 @@ impl Images {
             )?;
             let (mut reply, _) = link.receive::<Reply>()?;
             if matches!(reply, Reply::NeedParents) {
-                // There is nothing below: folders that no entry describes stay as they were made.
-                link.send(&(), &[])?;
+                let below: Vec<OwnedFd> = below
+                    .iter()
+                    .rev()
+                    .map(|name| self.0.store.open_layer(name))
+                    .collect::<io::Result<_>>()?;
+                let below: Vec<BorrowedFd<'_>> = below.iter().map(|layer| layer.as_fd()).collect();
+                link.send(&(), &below)?;
                 (reply, _) = link.receive::<Reply>()?;
             }
             Ok::<_, io::Error>(reply)

@@ -25,6 +25,9 @@ pub struct Image {
     pub config_json: Arc<[u8]>,
     /// Layer folders, bottom first.
     pub layers: Vec<LayerName>,
+    /// What all of its manifests in the store say of it: several may share one config, and whoever can push one of them must not
+    /// say something about the others.
+    pub annotations: BTreeMap<String, String>,
     /// Whether the configuration pins it: the kubelet's garbage collection leaves it alone.
     pub pinned: bool,
 }

@@ -77,6 +77,7 @@ pub(crate) struct Stored {
     pub(crate) layers: Vec<LayerName>,
     config: ImageConfig,
     config_json: Arc<[u8]>,
+    annotations: BTreeMap<String, String>,
 }
 
 impl Stored {
@@ -89,8 +90,16 @@ impl Stored {
         layers: Vec<LayerName>,
     ) -> Stored {
         let blobs = std::iter::once(&manifest.config).chain(&manifest.layers).cloned().collect();
-        let config = config.into_process();
-        Stored { descriptor, id: ImageId(manifest.config.digest), blobs, layers, config, config_json }
+        let (config, annotations) = (config.into_process(), manifest.annotations.clone());
+        Stored {
+            descriptor,
+            id: ImageId(manifest.config.digest),
+            blobs,
+            layers,
+            config,
+            config_json,
+            annotations,
+        }
     }
 
     fn size(&self) -> u64 {
@@ -502,8 +511,10 @@ fn snapshot(names: &BTreeMap<String, Arc<Stored>>, pinned: &[String]) -> Snapsho
             config: stored.config.clone(),
             config_json: stored.config_json.clone(),
             layers: stored.layers.clone(),
+            annotations: stored.annotations.clone(),
             pinned: false,
         });
+        image.annotations.retain(|key, value| stored.annotations.get(key) == Some(value));
         let list = if name.contains('@') { &mut image.repo_digests } else { &mut image.repo_tags };
         list.push(name.clone());
         image.pinned |= pinned.iter().any(|pattern| fits(pattern, name));

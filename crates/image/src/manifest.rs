@@ -52,11 +52,13 @@ pub(crate) struct Manifest {
     pub(crate) media_type: &'static str,
     pub(crate) config: Descriptor,
     pub(crate) layers: Vec<Descriptor>,
+    /// Docker's manifests have none.
+    pub(crate) annotations: BTreeMap<String, String>,
 }
 
 /// What stood behind a manifest URL.
 pub(crate) enum Document {
-    Manifest(Manifest),
+    Manifest(Box<Manifest>),
     Index(Vec<Descriptor>),
 }
 
@@ -73,6 +75,8 @@ struct Raw {
     layers: Option<Vec<Descriptor>>,
     #[serde(default)]
     manifests: Option<Vec<Descriptor>>,
+    #[serde(default)]
+    annotations: Option<BTreeMap<String, String>>,
 }
 
 /// Reads a document. `said` is the media type that its descriptor or the HTTP answer gave, if any.
@@ -112,7 +116,8 @@ pub(crate) fn parse(reference: &str, bytes: &[u8], said: Option<&str>) -> Result
             };
             let layers = layers.unwrap_or_default();
             check_layers(reference, &config, &layers)?;
-            Ok(Document::Manifest(Manifest { media_type, config, layers }))
+            let annotations = raw.annotations.filter(|_| media_type == OCI_MANIFEST).unwrap_or_default();
+            Ok(Document::Manifest(Box::new(Manifest { media_type, config, layers, annotations })))
         }
         (None, None, Some(entries)) => {
             if !matches!(kind, None | Some(OCI_INDEX) | Some(DOCKER_INDEX)) {

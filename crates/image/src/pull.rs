@@ -64,7 +64,7 @@ async fn manifest_of(
                     platform: None,
                     annotations: None,
                 };
-                return Ok((resolved, fetched.bytes, descriptor, manifest));
+                return Ok((resolved, fetched.bytes, descriptor, *manifest));
             }
             Document::Index(entries) => {
                 let chosen = manifest::choose(&shown, &entries, &inner.config.platform)?;

@@ -192,6 +192,25 @@ async fn a_moved_tag_is_resolved_anew_and_the_old_image_keeps_its_digest() {
     assert_eq!(first.repo_digests.len(), 1);
 }
 
+/// Manifests may share a config, and with it the image's id: what one of them says must not be said of the others.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_annotation_counts_if_every_manifest_of_the_image_has_it() {
+    let registry = Registry::start();
+    let plain = ImageBuilder::new().layer(base());
+    let said = plain.clone().annotation("both", "1").annotation("one", "1");
+    let first = registry.push("said", "1", &said.build());
+    let node = Node::new().await;
+    let image = node.pull(&first).await;
+    assert_eq!(image.annotations.get("one").map(String::as_str), Some("1"));
+    let other =
+        registry.push("other", "1", &plain.clone().annotation("both", "1").annotation("one", "2").build());
+    let both = node.pull(&other).await;
+    assert_eq!(both.id, image.id);
+    assert_eq!(both.annotations.keys().collect::<Vec<_>>(), ["both"]);
+    let bare = registry.push("plain", "1", &plain.types(MediaTypes::Docker).annotation("both", "1").build());
+    assert!(node.pull(&bare).await.annotations.is_empty(), "docker's manifests have no annotations");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_image_without_layers_has_a_size() {
     let registry = Registry::start();

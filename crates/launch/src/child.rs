@@ -300,6 +300,8 @@ fn work_in(path: &CStr) -> Result<(), Errno> {
 
 fn hold(prepared: &Prepared<'_>) -> Outcome {
     let Some(fd) = prepared.request.plan.hold else { return Ok(()) };
+    // It may be long.
+    die_with_launcher(prepared)?;
     report::send_held(prepared.sync).map_err(io_at(Stage::Hold, 1))?;
     let mut byte = [0u8; 1];
     let gate = &prepared.request.descriptors[usize::from(fd)];

@@ -8,7 +8,7 @@
 
 use std::cell::OnceCell;
 use std::ffi::CStr;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 
 use bowline_linux::clone::{self, ns};
 use bowline_linux::exec::{self, StringArray};
@@ -48,6 +48,11 @@ impl Lent {
 pub(crate) fn hand_over(prepared: &Prepared<'_>, restorer: &Restorer<'_>, root: BorrowedFd<'_>) -> Outcome {
     let failed = |detail| at(Stage::Lend, detail);
     let lent = prepared.lent.as_ref().ok_or(Errno::INVAL).map_err(failed(0))?;
+    // Before /dev/console is lent, which shows it.
+    let terminal = match prepared.request.plan.terminal {
+        true => Some(crate::terminal::make(prepared, Some(root))?),
+        false => None,
+    };
     for (index, (path, part)) in restorer.parts.iter().zip(&lent.parts).enumerate() {
         let found = root::open(root, path, OFlags::PATH | OFlags::CLOEXEC).map_err(failed(index))?;
         let _ = part.set(detached(found.as_fd()).map_err(failed(index))?);
@@ -85,6 +90,13 @@ pub(crate) fn hand_over(prepared: &Prepared<'_>, restorer: &Restorer<'_>, root: 
     }
     die_with_launcher(prepared)?;
     process::close_on_exec_from(3).map_err(io_at(Stage::Exec, 0))?;
+    let [_, output, error] = &prepared.request.streams;
+    if let Some(terminal) = &terminal {
+        // Nobody else wants these numbers, and the launcher knows them.
+        for stream in [output, error] {
+            process::place(terminal.as_fd(), stream.as_raw_fd()).map_err(io_at(Stage::Lend, 15))?;
+        }
+    }
     for stream in &prepared.request.streams {
         rustix::io::fcntl_setfd(stream, FdFlags::empty()).map_err(failed(11))?;
     }

@@ -86,8 +86,6 @@ pub struct Request<'a> {
     pub streams: [BorrowedFd<'a>; 3],
     /// PID namespace (or a process in it) to be born in.
     pub pid_namespace: Option<BorrowedFd<'a>>,
-    /// The plan's overlay, if [`mount_overlay`] has made it already; it must not be made twice.
-    pub root: Option<BorrowedFd<'a>>,
     /// Run another program instead of the plan's, which brings processes back into the root that was assembled.
     pub restorer: Option<Restorer<'a>>,
     /// Programs to run on the way; only with a root.
@@ -111,7 +109,8 @@ pub struct Restorer<'a> {
     pub parts: &'a [CString],
     /// Its standard input.
     pub service: BorrowedFd<'a>,
-    /// Its standard output and error. The container's streams are left open, under the numbers that they have here.
+    /// Its standard output and error. The container's streams are left open, under the numbers that they have here. Where the
+    /// plan wants a terminal it is made, and has the numbers of those for standard output and error.
     pub output: BorrowedFd<'a>,
 }
 
@@ -316,9 +315,6 @@ fn check(request: &Request<'_>) -> Result<(), LaunchError> {
     {
         return Err(LaunchError::BadPlan("the root's descriptor is missing"));
     }
-    if request.root.is_some() && !matches!(plan.rootfs, Some(Rootfs::Overlay { .. })) {
-        return Err(LaunchError::BadPlan("a root that was made in advance is for an overlay"));
-    }
     if let Some(restorer) = &request.restorer
         && (plan.rootfs.is_none() || restorer.argv.is_empty() || restorer.parts.len() > MAX_PARTS)
     {
@@ -368,40 +364,14 @@ fn programs(plan: &LaunchPlan) -> Vec<CString> {
 /// The overlay's options as one text. A mount's data is one page; the trailing NUL is part of it.
 fn overlay_options(plan: &LaunchPlan) -> Result<Option<CString>, LaunchError> {
     let Some(Rootfs::Overlay { lower, upper, work }) = &plan.rootfs else { return Ok(None) };
-    overlay_data(lower, upper, work, plan.mount_label.as_deref()).map(Some)
-}
-
-fn overlay_data(
-    lower: &[CString],
-    upper: &CStr,
-    work: &CStr,
-    label: Option<&CStr>,
-) -> Result<CString, LaunchError> {
     let mut text = lower_directories(lower);
     for (key, value) in [(&b",upperdir="[..], upper), (b",workdir=", work)] {
         text.extend_from_slice(key);
         text.extend_from_slice(value.to_bytes());
     }
     text.extend_from_slice(b",volatile");
-    add_context(&mut text, label);
-    mount_data(text)
-}
-
-/// Mounts the overlay of a plan to come, as [`Request::root`] takes it: attached nowhere. `place` is an empty folder that
-/// serves on the way; paths and the SELinux label are those that the plan will have, relative paths to where the caller is.
-pub fn mount_overlay(
-    place: &CStr,
-    lower: &[CString],
-    upper: &CStr,
-    work: &CStr,
-    label: Option<&CStr>,
-) -> io::Result<OwnedFd> {
-    let options = overlay_data(lower, upper, work, label).map_err(io::Error::other)?;
-    bowline_linux::mount::mount(c"overlay", place, c"overlay", 0, &options)?;
-    let tree = root::detached(place);
-    // It covers the place for all that comes after.
-    rustix::mount::unmount(place, rustix::mount::UnmountFlags::DETACH)?;
-    Ok(tree?)
+    add_context(&mut text, plan.mount_label.as_deref());
+    mount_data(text).map(Some)
 }
 
 /// The label of all that is in an overlay. In quotes: a label has commas.

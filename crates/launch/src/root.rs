@@ -56,8 +56,7 @@ fn mount_root(prepared: &Prepared<'_>) -> Result<OwnedFd, Failure> {
     let failed = |detail| at(Stage::Root, detail);
     let place = prepared.launcher.mount_point;
     let from_empty = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-    let made = prepared.outside.root.get().map(AsFd::as_fd).or(prepared.request.root);
-    if let Some(tree) = made {
+    if let Some(tree) = prepared.outside.root.get() {
         move_mount(tree, c"", rustix::fs::CWD, place, from_empty).map_err(failed(3))?;
     } else if let Some(options) = &prepared.overlay {
         mount::mount(c"overlay", place, c"overlay", 0, options).map_err(io_at(Stage::Root, 0))?;

@@ -102,7 +102,7 @@ fn die_with_launcher(prepared: &Prepared<'_>) -> Outcome {
 /// copied into a lesser user namespace is locked there, and pivot_root refuses it.
 fn mount_outside(prepared: &Prepared<'_>) -> Outcome {
     let failed = |detail| at(Stage::Root, detail);
-    if let Some(options) = prepared.overlay.as_ref().filter(|_| prepared.request.root.is_none()) {
+    if let Some(options) = &prepared.overlay {
         let place = prepared.launcher.mount_point;
         bowline_linux::mount::mount(c"overlay", place, c"overlay", 0, options)
             .map_err(io_at(Stage::Root, 0))?;

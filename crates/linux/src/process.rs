@@ -12,7 +12,8 @@ pub fn place(fd: BorrowedFd<'_>, number: i32) -> io::Result<()> {
         let ret = unsafe { libc::fcntl(number, libc::F_SETFD, 0) };
         return if ret == 0 { Ok(()) } else { Err(io::Error::last_os_error()) };
     }
-    // SAFETY: plain numbers. Standard streams (0 to 2), the only ones that callers name, have no owner in Rust.
+    // SAFETY: plain numbers. Standard streams (0 to 2) have no owner in Rust; the owner of another number finds it open still, as
+    // something else, which it was told of.
     let ret = unsafe { libc::dup2(fd.as_raw_fd(), number) };
     if ret == number { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

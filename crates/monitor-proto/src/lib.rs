@@ -89,7 +89,7 @@ wire_enum! {
         },
         /// Answered with [`Answer::State`].
         State = 8,
-        /// Forgets an ended container and frees its slot.
+        /// Forgets an ended container and frees its slot; ends one that is held.
         Forget = 9 {
             /// Which.
             container: Id,
@@ -128,12 +128,6 @@ wire_enum! {
             /// Its process, a child of the monitor.
             pid: i32,
         },
-        /// Makes the root of a container that is launched later, while nobody waits. Answered with [`Answer::Done`], also if
-        /// it cannot be made: then the launch tries itself. Ended by the launch, or by [`Request::Forget`].
-        Prepare = 17 {
-            /// Which.
-            root: Root,
-        },
         /// As `Launch`, with hooks on the way (docs/design/hooks.md). Descriptors: plan, then the log file if `launch.log`, then
         /// the hooks (sealed memory), the gate, the states for createContainer and for startContainer hooks, a file for
         /// their output; then, if there are `surroundings`, the host's mounts and the bundle's folder; then the plan's own.
@@ -142,23 +136,18 @@ wire_enum! {
             /// What and how.
             hooked: Hooked,
         },
-    }
-}
-
-wire_struct! {
-    /// An overlay that a plan will ask for.
-    #[derive(Debug, Clone, PartialEq, Eq)]
-    pub struct Root {
-        /// Whose.
-        pub container: Id,
-        /// As in the plan.
-        pub lower: Vec<std::ffi::CString>,
-        /// As in the plan.
-        pub upper: std::ffi::CString,
-        /// As in the plan.
-        pub work: std::ffi::CString,
-        /// As in the plan.
-        pub mount_label: Option<std::ffi::CString>,
+        // 17 was a container's root alone, made in advance.
+        /// As `Launch`, but only as far as the hold point; answered with [`Answer::Done`] once it is reached. The program runs
+        /// with [`Request::Release`], or with a `Launch`, whose descriptors are not needed then.
+        Hold = 19 {
+            /// What and how.
+            launch: Launch,
+        },
+        /// Ends the hold of a container, and is answered as a `Launch`; refused as unknown if none is held or running.
+        Release = 20 {
+            /// Which.
+            container: Id,
+        },
     }
 }
 

@@ -30,6 +30,8 @@ pub enum Life {
         sync: OwnedFd,
         /// Everybody who asked for it.
         waiting: Vec<Waiting>,
+        /// It is held, or on its way there.
+        gate: Option<Gate>,
     },
     /// criu runs, and makes its processes; the container's process is criu until then.
     Restoring {
@@ -48,6 +50,17 @@ pub enum Life {
         /// How it ended.
         exit: Exit,
     },
+}
+
+/// What holds a container before its program.
+#[derive(Debug)]
+pub struct Gate {
+    /// A byte written here lets it go on.
+    pub end: OwnedFd,
+    /// Who asked for it, until it waits there.
+    pub asker: Option<Waiting>,
+    /// A folder that hinders a second mount of its overlay.
+    pub marked: Option<CString>,
 }
 
 /// A container.
@@ -111,6 +124,11 @@ impl Container {
     /// Whether its program may run.
     pub fn is_live(&self) -> bool {
         matches!(self.life, Life::Launching { .. } | Life::Restoring { .. } | Life::Running)
+    }
+
+    /// Whether it waits for its start, or is on its way to do so.
+    pub fn is_held(&self) -> bool {
+        matches!(self.life, Life::Launching { gate: Some(_), .. })
     }
 
     /// What a daemon hears of it.

@@ -5,17 +5,18 @@ use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 
 use bowline_linux::{message, process};
-use bowline_monitor_proto::{Answer, Call, Id, MAX_MESSAGE, Refusal, Request, VERSION, decode};
+use bowline_monitor_proto::{Answer, Call, MAX_MESSAGE, Refusal, Request, VERSION, decode};
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::io::Errno;
 
-use crate::children::{Container, Exec};
+use crate::children::{Container, Exec, Waiting};
 use crate::log::LogThread;
 use crate::peers::{PeerId, Peers};
 use crate::setup::{self, Surroundings};
 
 mod attach;
 mod exit;
+mod held;
 mod hooked;
 mod restore;
 mod start;
@@ -84,8 +85,6 @@ pub(crate) struct Pod {
     /// Who waits for an attachment.
     attaching: Vec<crate::children::Attaching>,
     next_attachment: crate::attach::Number,
-    /// Roots that were made in advance.
-    roots: Vec<(Id, OwnedFd)>,
 }
 
 impl Control {
@@ -206,7 +205,8 @@ impl Control {
             Request::Run => self.run_program(peer, operation, descriptors),
             Request::Restore { restore } => self.restore(peer, operation, &restore, descriptors),
             Request::Restored { container, pid } => Some(self.restored(&container, pid)),
-            Request::Prepare { root } => Some(self.prepare(&root)),
+            Request::Hold { launch } => self.hold(peer, operation, &launch, descriptors),
+            Request::Release { container } => self.release(&container, Waiting { peer, operation }),
             Request::LaunchHooked { hooked } => self.launch_hooked(peer, operation, &hooked, descriptors),
             Request::Shutdown => {
                 self.kill_everything();
@@ -238,7 +238,6 @@ impl Control {
                 reopening: Vec::new(),
                 attaching: Vec::new(),
                 next_attachment: 1,
-                roots: Vec::new(),
             })
         });
         match built {
@@ -272,7 +271,9 @@ impl Control {
 
     fn state(&self) -> Answer {
         let containers = self.pod.iter().flat_map(|pod| &pod.containers);
-        Answer::State { containers: containers.map(Container::state).collect() }
+        // Of one that is held nobody has been told that it runs, and perhaps nobody ever asks it to.
+        let told = containers.filter(|container| !container.is_held());
+        Answer::State { containers: told.map(Container::state).collect() }
     }
 }
 

@@ -39,8 +39,7 @@ pub(crate) fn start(
         user: None,
     };
     let streams = [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()];
-    let root = None;
-    let request = Request { plan, descriptors, streams, pid_namespace, root, restorer: None, hooks };
+    let request = Request { plan, descriptors, streams, pid_namespace, restorer: None, hooks };
     Ok(launch(&launcher, &request)?)
 }
 

@@ -26,9 +26,10 @@ use crate::create::{Made, Order};
 use crate::error::doing;
 use crate::events::PodEventKind;
 use crate::exec::Ticket;
+use crate::hold::Hold;
 use crate::monitor::{Heard, Monitor};
 use crate::nri::{Change, Turns};
-use crate::shared::{Shared, blocking, now, random_id};
+use crate::shared::{Shared, blocking, in_place, now, random_id};
 use crate::spare::Ready;
 use crate::start::{Started, start};
 use crate::view::PodView;
@@ -38,6 +39,8 @@ mod checkpointing;
 mod containers;
 mod plugins;
 mod pod;
+mod removing;
+mod starting;
 
 pub(crate) use pod::{exit_without_monitor, kill_leftovers};
 
@@ -174,6 +177,8 @@ pub(crate) struct Container {
     pub spec: Arc<ContainerSpec>,
     pub life: Life,
     compiled: Option<Arc<Compiled>>,
+    /// Its launch in advance.
+    hold: Option<Hold>,
     /// The plan of a running container, for execs.
     plan: Option<Arc<LaunchPlan>>,
     starting: Vec<Reply<()>>,
@@ -287,7 +292,7 @@ pub(crate) fn adopt(
     let mut actor = Actor::new(shared.clone(), spec.clone(), record, monitor, receiver);
     for (record, life) in containers {
         actor.slots.insert(record.slot);
-        actor.put(record, life, None);
+        actor.put(record, life, None, None);
     }
     actor.show();
     {

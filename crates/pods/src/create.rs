@@ -21,7 +21,7 @@ use bowline_store::{
     ContainerRecord, ImageRecord, ImageVolumeRecord, LifeRecord, PodRecord, UserRecord, VERSION,
 };
 
-use crate::checkpoint::{self, TakenIn};
+use crate::checkpoint::{self, Origin, TakenIn};
 use crate::error::doing;
 use crate::nri::{Making, Settled};
 use crate::shared::Shared;
@@ -54,12 +54,15 @@ pub(crate) struct Order {
 pub(crate) fn create(shared: &Shared, pod: &PodRecord, mut order: Order) -> Result<Made, PodError> {
     let id = order.id.clone();
     let taken = take_in(shared, &order)?;
+    if let Some(taken) = &taken {
+        taken.name_program(&mut order.spec)?;
+    }
     // An archive stands for the image that its container ran.
     let image = taken.as_ref().map_or(order.spec.image.image.as_str(), TakenIn::image).to_owned();
-    let held = shared
-        .images
-        .hold(&id.to_string(), &image)
-        .map_err(|_| PodError::NotFound { what: "image", id: image })?;
+    let what =
+        if taken.is_some() { "image that the checkpoint's container ran; pull it first:" } else { "image" };
+    let held =
+        shared.images.hold(&id.to_string(), &image).map_err(|_| PodError::NotFound { what, id: image })?;
     let asked = order.spec.clone();
     let mut making = Making::begin(shared, order.before.take());
     let made = volumes::hold(shared, &id, &asked).and_then(|volumes| {
@@ -78,7 +81,7 @@ pub(crate) fn create(shared: &Shared, pod: &PodRecord, mut order: Order) -> Resu
 /// The checkpoint that a container comes from, by its image's name or by its pod's.
 fn take_in(shared: &Shared, order: &Order) -> Result<Option<TakenIn>, PodError> {
     if let Some(archive) = &order.restore {
-        let taken = checkpoint::take_in(shared, &order.id, archive, true)?;
+        let taken = checkpoint::take_in(shared, &order.id, &Origin::Archive(archive.clone()), true)?;
         let asked = shared.images.resolve(&order.spec.image.image);
         let asked =
             asked.ok_or_else(|| PodError::NotFound { what: "image", id: order.spec.image.image.clone() })?;
@@ -92,8 +95,8 @@ fn take_in(shared: &Shared, order: &Order) -> Result<Option<TakenIn>, PodError> 
         }
         return Ok(Some(taken));
     }
-    let archive = checkpoint::archive_of(&order.spec.image.image);
-    archive.map(|archive| checkpoint::take_in(shared, &order.id, &archive, false)).transpose()
+    let origin = Origin::of(shared, &order.spec.image.image);
+    origin.map(|origin| checkpoint::take_in(shared, &order.id, &origin, false)).transpose()
 }
 
 #[allow(clippy::too_many_arguments)]

@@ -39,6 +39,7 @@ mod events;
 mod exec;
 mod files;
 mod handle;
+mod hold;
 mod hooks;
 mod host;
 pub mod kernel;

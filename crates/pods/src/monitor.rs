@@ -138,6 +138,16 @@ impl Program {
 
 type Reply = (Answer, Vec<OwnedFd>);
 
+/// An answer to come.
+pub struct Asked(oneshot::Receiver<Reply>);
+
+impl Asked {
+    /// Waits for it.
+    pub async fn wait(self) -> Result<Reply, MonitorError> {
+        self.0.await.map_err(|_| MonitorError::Lost)
+    }
+}
+
 #[derive(Default)]
 struct Waiting {
     replies: HashMap<u64, oneshot::Sender<Reply>>,
@@ -204,15 +214,17 @@ impl Monitor {
         request: Request,
         descriptors: &[BorrowedFd<'_>],
     ) -> Result<Reply, MonitorError> {
-        let (_, reply) = self.send(request, descriptors)?;
-        reply.await.map_err(|_| MonitorError::Lost)
+        self.ask(request, descriptors)?.wait().await
     }
 
-    /// Asks for what nobody waits for, where the monitor is known to understand it: one that does not hangs up.
-    pub fn tell(&self, request: Request) {
-        if self.fresh {
-            let _ = self.send(request, &[]);
-        }
+    /// Asks; the answer may be waited for, or not.
+    pub fn ask(&self, request: Request, descriptors: &[BorrowedFd<'_>]) -> Result<Asked, MonitorError> {
+        self.send(request, descriptors).map(|(_, reply)| Asked(reply))
+    }
+
+    /// Whether this daemon has started it, so that it knows every request that we know. One that does not hangs up.
+    pub fn is_fresh(&self) -> bool {
+        self.fresh
     }
 
     /// Asks for an exec: (its number, the answer to come, its exit to come).

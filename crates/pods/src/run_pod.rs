@@ -30,7 +30,7 @@ use crate::error::doing;
 use crate::files::{self, PodFiles};
 use crate::monitor::{self, Heard, Monitor};
 use crate::operations::stage;
-use crate::shared::{Shared, blocking};
+use crate::shared::{Shared, blocking, in_place};
 use crate::spare::{Ready, Waiting};
 use crate::{PodError, driver, netns, scope};
 
@@ -180,7 +180,9 @@ async fn steps(
         let [_, network] = namespaces(&started.0.monitor).await?;
         (attach(shared, &record, Some(Arc::new(network))).await, Ok(started))
     } else {
-        tokio::join!(attach(shared, &record, network.clone()), monitor)
+        // The monitor first: it is at work while we are.
+        let (started, attached) = tokio::join!(biased; monitor, attach(shared, &record, network.clone()));
+        (attached, started)
     };
     let (mut uncommitted, heard, pid) = started?;
     record.monitor = pid;
@@ -199,12 +201,12 @@ async fn steps(
     record.life = PodLife::Ready;
     let written = {
         let (shared, record) = (shared.clone(), record.clone());
-        blocking("record the pod", move || {
+        in_place("record the pod", move || {
             write_names(&shared, &record)?;
             shared.store.write_pod(&record).map_err(doing("record the pod"))
         })
     };
-    let (committed, written) = tokio::join!(commit, written);
+    let (committed, written) = tokio::join!(biased; commit, written);
     if let Err(error) = written.and(expect_done(committed, "commit the pod's monitor")) {
         let _ = monitor.call(Request::Shutdown, &[]).await;
         return Err(error);
@@ -218,7 +220,7 @@ async fn steps(
 async fn prepare(shared: &Arc<Shared>, record: &PodRecord) -> Result<PodFiles, PodError> {
     let _stage = stage("prepare");
     let (shared, record) = (shared.clone(), record.clone());
-    blocking("prepare the pod", move || {
+    in_place("prepare the pod", move || {
         shared.store.write_pod(&record).map_err(doing("record the pod"))?;
         files::make(&shared.config.state, &record.id).map_err(doing("make the pod's state folder"))
     })
@@ -298,7 +300,7 @@ async fn attach(
     let _stage = stage("attach to the network");
     let (shared, id, spec) = (shared.clone(), record.id.clone(), record.spec.clone());
     let cgroup = format!("/{}", record.cgroup);
-    blocking("attach the pod to the network", move || {
+    in_place("attach the pod to the network", move || {
         let path = files::folder(&shared.config.state, &id).join("netns");
         let pinned = shared.cni.needs_netns_path();
         if pinned {

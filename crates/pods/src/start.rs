@@ -19,6 +19,7 @@ use rustix::fs::{Mode, OFlags};
 
 use crate::PodError;
 use crate::error::doing;
+use crate::hold::Hold;
 use crate::monitor::{Monitor, sealed};
 use crate::nri::{Change, keep, overlay};
 use crate::operations::stage;
@@ -37,8 +38,15 @@ pub(crate) async fn start(
     record: ContainerRecord,
     compiled: Arc<Compiled>,
     pids: Pids,
+    hold: Option<Hold>,
 ) -> Result<Started, (Exit, PodError)> {
     let failed = |error: PodError| (exit(&error), error);
+    if let Some(hold) = hold {
+        let _stage = stage("launch");
+        if let Some(started) = hold.release(&monitor, &record, &compiled).await.map_err(failed)? {
+            return Ok(started);
+        }
+    }
     let opening = stage("open volumes and log");
     let idmapped =
         |descriptor: &Descriptor| matches!(descriptor, Descriptor::HostTree { idmap: Some(_), .. });
@@ -110,13 +118,7 @@ async fn launch_plainly(
     let answer = monitor.call(Request::Launch { launch }, &descriptors).await;
     match answer.map_err(doing("launch the container"))?.0 {
         Answer::Launched { pid, started_at } => Ok(Started { pid, at: started_at }),
-        Answer::Failed { stage, detail, errno, text } => {
-            Err(launch_error(&compiled.plan, stage, detail, errno, &text))
-        }
-        Answer::Refused { why } => {
-            Err(PodError::failed("launch the container", format!("the monitor refused: {why:?}")))
-        }
-        other => Err(PodError::failed("launch the container", format!("the monitor answered {other:?}"))),
+        other => Err(crate::hold::refused(compiled, other)),
     }
 }
 
@@ -170,13 +172,14 @@ fn target(step: &Step) -> String {
     path.to_string_lossy().into_owned()
 }
 
-struct Opened {
-    plan: OwnedFd,
-    log: Option<OwnedFd>,
-    trees: Vec<OwnedFd>,
+pub(crate) struct Opened {
+    pub plan: OwnedFd,
+    pub log: Option<OwnedFd>,
+    pub trees: Vec<OwnedFd>,
 }
 
-fn open_all(
+/// Opens what a plan counts on; `user` is the pod's user namespace, for what is shown with its owners.
+pub(crate) fn open_all(
     shared: &Shared,
     record: &ContainerRecord,
     compiled: &Compiled,

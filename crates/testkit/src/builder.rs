@@ -24,6 +24,7 @@ pub struct ImageBuilder {
     config: serde_json::Map<String, Value>,
     /// Text for `edit`ed configs and the like.
     diff_ids: Option<Vec<String>>,
+    annotations: BTreeMap<String, String>,
 }
 
 /// An image with all its bytes.
@@ -75,6 +76,7 @@ impl ImageBuilder {
             platform: ("linux".to_owned(), host_architecture().to_owned(), None),
             config: serde_json::Map::new(),
             diff_ids: None,
+            annotations: BTreeMap::new(),
         }
     }
 
@@ -144,6 +146,12 @@ impl ImageBuilder {
         self.set("Labels", json!(labels))
     }
 
+    /// An annotation of the manifest.
+    pub fn annotation(mut self, key: &str, value: &str) -> ImageBuilder {
+        self.annotations.insert(key.to_owned(), value.to_owned());
+        self
+    }
+
     /// Any field of the config's process part.
     pub fn set(mut self, key: &str, value: Value) -> ImageBuilder {
         self.config.insert(key.to_owned(), value);
@@ -199,12 +207,15 @@ impl ImageBuilder {
                 "application/vnd.docker.container.image.v1+json",
             )
         };
-        let manifest = json!({
+        let mut manifest = json!({
             "schemaVersion": 2,
             "mediaType": media_type,
             "config": {"mediaType": config_type, "digest": id, "size": config.len()},
             "layers": descriptors,
         });
+        if !self.annotations.is_empty() {
+            manifest["annotations"] = json!(self.annotations);
+        }
         blobs.insert(id.clone(), config);
         BuiltImage {
             manifest: manifest.to_string().into_bytes(),
@@ -250,6 +261,13 @@ pub fn index_of(images: &[BuiltImage], types: MediaTypes) -> BuiltImage {
         layers: Vec::new(),
         platform: (String::new(), String::new(), None),
     }
+}
+
+/// What `buildah from scratch`, `buildah add .. archive.tar /` and `buildah config --annotation` make of a checkpoint's archive:
+/// its files as the only layer. The annotation is CRI-O's.
+pub fn checkpoint_image(archive: Vec<u8>, name: &str) -> ImageBuilder {
+    let layer = Layer::new().raw(&archive).without_end();
+    ImageBuilder::new().layer(layer).annotation("io.kubernetes.cri-o.annotations.checkpoint.name", name)
 }
 
 /// The applets that [`busybox`] offers.

@@ -10,6 +10,6 @@ mod registry;
 mod serve;
 
 pub use archive::{docker_archive, oci_archive};
-pub use builder::{BuiltImage, ImageBuilder, MediaTypes, busybox, index_of};
+pub use builder::{BuiltImage, ImageBuilder, MediaTypes, busybox, checkpoint_image, index_of};
 pub use layer::{Compression, Layer, sha256};
 pub use registry::{AuthMode, Fault, Registry, RegistryBuilder, Request};

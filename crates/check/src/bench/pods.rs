@@ -1,6 +1,6 @@
 //! How long the calls of a pod's life take.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use bowline_cri_proto::v1;
@@ -16,26 +16,41 @@ use crate::node::Node;
 const BURST: (usize, usize) = (50, 10);
 
 /// One pod up, a command in it, and down again.
-pub(super) async fn round(node: &Node, figures: &mut Figures) -> Result<()> {
+pub(super) async fn round(node: &Node, gap: Duration, figures: &mut Figures) -> Result<()> {
     let endpoint = node.run.endpoint.as_str();
-    let start = Instant::now();
-    let pod = node.pod("bench").run().await?;
-    let ran = start.elapsed();
-    let container = pod.container("main").create().await?;
-    let created = start.elapsed();
-    container.start().await?;
-    let started = start.elapsed();
-    figures.span("pod up", endpoint, started);
+    let calls = Calls { gap };
+    let (pod, ran) = calls.time(node.pod("bench").run()).await?;
+    let (container, created) = calls.time(pod.container("main").create()).await?;
+    let ((), started) = calls.time(container.start()).await?;
+    figures.span("pod up", endpoint, ran + created + started);
     figures.span("  RunPodSandbox", endpoint, ran);
-    figures.span("  CreateContainer", endpoint, created - ran);
-    figures.span("  StartContainer", endpoint, started - created);
-    let exec = Instant::now();
-    node.exec_sync(&container.id, &[PROGRAM], 10).await?;
-    figures.span("ExecSync", endpoint, exec.elapsed());
-    let end = Instant::now();
-    down(&container).await?;
-    figures.span("pod down", endpoint, end.elapsed());
+    figures.span("  CreateContainer", endpoint, created);
+    figures.span("  StartContainer", endpoint, started);
+    let (_, exec) = calls.time(node.exec_sync(&container.id, &[PROGRAM], 10)).await?;
+    figures.span("ExecSync", endpoint, exec);
+    let ((), stopped) = calls.time(container.stop(0)).await?;
+    let ((), removed) = calls.time(container.remove()).await?;
+    let ((), down) = calls.time(container.pod.stop()).await?;
+    let ((), gone) = calls.time(container.pod.remove()).await?;
+    figures.span("pod down", endpoint, stopped + removed + down + gone);
     Ok(())
+}
+
+/// Calls one after the other, with a pause before each.
+struct Calls {
+    gap: Duration,
+}
+
+impl Calls {
+    /// Makes one; its own time is returned, not the pause.
+    async fn time<T, E>(&self, call: impl Future<Output = Result<T, E>>) -> Result<(T, Duration), E> {
+        if !self.gap.is_zero() {
+            tokio::time::sleep(self.gap).await;
+        }
+        let start = Instant::now();
+        let answer = call.await?;
+        Ok((answer, start.elapsed()))
+    }
 }
 
 async fn down(container: &Ctr) -> Result<()> {

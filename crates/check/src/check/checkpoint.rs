@@ -12,8 +12,11 @@ use crate::endpoint::ask;
 use crate::images::PROGRAM;
 use crate::node::{Node, refused, skip};
 
-pub(super) const CASES: &[Case] =
-    &[case!("checkpoint/container", "KT", container), case!("checkpoint/pod", "P", pod)];
+pub(super) const CASES: &[Case] = &[
+    case!("checkpoint/container", "KT", container),
+    case!("checkpoint/image", "K", image),
+    case!("checkpoint/pod", "P", pod),
+];
 
 /// An endpoint that cannot says why.
 fn or_skip<T>(answer: Result<T, Status>, what: &str) -> Result<T> {
@@ -49,6 +52,32 @@ async fn container(node: Node) -> Result<()> {
     let size = std::fs::metadata(&archive).context("the archive is not there")?.len();
     ensure!(size > 4096, "the archive has {size} bytes");
     goes_on(&container, pid).await
+}
+
+/// Kubernetes' "forensic container checkpointing": the archive's files in an image that says so, and a container of that.
+async fn image(node: Node) -> Result<()> {
+    let pod = node.pod("written").run().await?;
+    let container = pod.container("main").start().await?;
+    let archive = node.folder("archives")?.join("archive.tar");
+    let location = archive.to_string_lossy().into_owned();
+    let request =
+        v1::CheckpointContainerRequest { container_id: container.id.clone(), location, timeout: 60 };
+    or_skip(node.runtime().checkpoint_container(ask(request)).await, "CheckpointContainer")?;
+    let bytes = std::fs::read(&archive).context("the archive is not there")?;
+    container.stop(0).await?;
+    let name = "org.criu.checkpoint.container.name";
+    let built = bowline_testkit::checkpoint_image(bytes, "main").annotation(name, "main").build();
+    let reference = node.pull_built("archive", &built).await?;
+
+    let second = node.pod("second").run().await?;
+    let wish = second.container("main").image(&reference);
+    let id = or_skip(wish.try_create().await, "CreateContainer from an image")?;
+    node.start(&id).await.context("StartContainer of a restored container")?;
+    let answer = node.exec_sync(&id, &[PROGRAM, "say", "back"], 10).await?;
+    same!(String::from_utf8_lossy(&answer.stdout), "back\n", "what it says");
+    let status = node.container_status(&id).await?;
+    same!(status.state, i32::from(v1::ContainerState::ContainerRunning), "its state");
+    Ok(())
 }
 
 async fn pod(node: Node) -> Result<()> {

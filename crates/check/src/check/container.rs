@@ -260,8 +260,7 @@ async fn not_ready_sandbox(node: Node) -> Result<()> {
     let unknown = Pod { id: "a".repeat(64), ..pod.clone() };
     for (what, pod) in [("a stopped sandbox", pod), ("an unknown sandbox", unknown)] {
         let spec = pod.container("late");
-        let call =
-            crate::patience::timeout(Duration::from_secs(5), spec.try_create()).await;
+        let call = crate::patience::timeout(Duration::from_secs(5), spec.try_create()).await;
         refused(
             call.with_context(|| format!("create in {what} waits"))?,
             &[],

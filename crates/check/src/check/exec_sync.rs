@@ -79,8 +79,9 @@ async fn held_pipe(node: Node) -> Result<()> {
     let container = node.pod("held").run().await?.container("main").start().await?;
     let started = Instant::now();
     let call = node.exec_sync(&container.id, &[PROGRAM, "detach", "pause", ";", "say", "done"], 10);
-    let answer =
-        crate::patience::timeout(Duration::from_secs(15), call).await.context("a held pipe hangs the call")??;
+    let answer = crate::patience::timeout(Duration::from_secs(15), call)
+        .await
+        .context("a held pipe hangs the call")??;
     ensure!(String::from_utf8_lossy(&answer.stdout).contains("done"), "stdout {:?}", answer.stdout);
     same!(answer.exit_code, 0, "exit code");
     ensure!(

@@ -58,9 +58,7 @@ async fn ask_udp(address: SocketAddr) -> Result<String> {
     socket.connect(address).await?;
     socket.send(b"?").await?;
     let mut buffer = [0; 512];
-    let length =
-        crate::patience::timeout(Duration::from_secs(1), socket.recv(&mut buffer))
-            .await??;
+    let length = crate::patience::timeout(Duration::from_secs(1), socket.recv(&mut buffer)).await??;
     let text = String::from_utf8_lossy(&buffer[..length]).into_owned();
     Ok(text.split(' ').next().unwrap_or_default().to_owned())
 }

@@ -112,8 +112,9 @@ async fn cancel_retry(node: Node) -> Result<()> {
             .await;
     ensure!(cut.is_err(), "the pull was not cut off: {cut:?}");
     ensure!(node.image_status(&name).await?.is_none(), "the half pulled image is there");
-    let retry =
-        crate::patience::timeout(Duration::from_secs(30), node.pull(&name)).await.context("the retry hangs")?;
+    let retry = crate::patience::timeout(Duration::from_secs(30), node.pull(&name))
+        .await
+        .context("the retry hangs")?;
     retry.context("the retry")?;
     status_of(&node, &name).await?;
     Ok(())

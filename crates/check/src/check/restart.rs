@@ -125,18 +125,11 @@ async fn calls(node: Node) -> Result<()> {
             let mut images = endpoint::images(channel.clone());
             let mut runtime = endpoint::runtime(channel);
             let early = async {
-                images
-                    .image_fs_info(endpoint::within(v1::ImageFsInfoRequest {}, soon))
-                    .await?;
-                runtime
-                    .runtime_config(endpoint::within(v1::RuntimeConfigRequest {}, soon))
-                    .await
+                images.image_fs_info(endpoint::within(v1::ImageFsInfoRequest {}, soon)).await?;
+                runtime.runtime_config(endpoint::within(v1::RuntimeConfigRequest {}, soon)).await
             };
             let early = early.await.is_ok();
-            let list = runtime.list_pod_sandbox(endpoint::within(
-                v1::ListPodSandboxRequest::default(),
-                soon,
-            ));
+            let list = runtime.list_pod_sandbox(endpoint::within(v1::ListPodSandboxRequest::default(), soon));
             match list.await {
                 Ok(_) => {
                     // Two answers in a row from the new daemon: the first may still be the old one's.

@@ -25,24 +25,29 @@ fn nothing_is_left(node: &Node, what: &str) {
 #[test]
 fn a_crash_anywhere_in_add_leaves_nothing_after_del() {
     on_a_node(|node| {
-        for crash in
-            ["after the record", "after the address", "after the link", "after the port", "after all"]
-        {
+        for crash in [
+            "after the record",
+            "after the address",
+            "after the link",
+            "after the port",
+            "within the result",
+            "after all",
+        ] {
             node.conflist(DUAL_STACK);
             let cni = node.cni();
             let pod = Pod::new("a");
             pod.add_with(&cni, &ports()).unwrap();
             let added = node.path("cache-test/a@eth0.added");
             let adding = node.path("cache-test/a@eth0.adding");
-            if crash != "after all" {
-                let mut record: serde_json::Value =
-                    serde_json::from_slice(&fs::read(&added).unwrap()).unwrap();
-                record["result"] = serde_json::Value::Null;
-                fs::write(&adding, record.to_string()).unwrap();
-                fs::remove_file(&added).unwrap();
-            } else {
-                // Between the two names of a change of state.
+            let mut record = fs::read(&added).unwrap();
+            let result = record.iter().position(|byte| *byte == b'\n').unwrap();
+            if crash == "after all" {
+                // As a daemon left it that wrote the result to a file of its own: between the two.
                 fs::copy(&added, &adding).unwrap();
+            } else {
+                record.truncate(if crash == "within the result" { result + 10 } else { result });
+                fs::write(&adding, record).unwrap();
+                fs::remove_file(&added).unwrap();
             }
             if matches!(crash, "after the record" | "after the address" | "after the link") {
                 cni.remove_networks().unwrap();

@@ -45,7 +45,11 @@ pub(crate) fn to_cri(image: &Image) -> v1::Image {
         size: image.size.max(1),
         uid: uid.map(|value| v1::Int64Value { value }),
         username,
-        spec: Some(v1::ImageSpec { image: id.clone(), ..Default::default() }),
+        spec: Some(v1::ImageSpec {
+            image: id.clone(),
+            annotations: image.annotations.clone(),
+            ..Default::default()
+        }),
         pinned: image.pinned,
         id,
     }

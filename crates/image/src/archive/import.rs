@@ -191,7 +191,7 @@ fn manifest_below(
             Document::Manifest(manifest) => {
                 let media_type = manifest.media_type.to_owned();
                 let descriptor = Descriptor { media_type, annotations: None, platform: None, ..descriptor };
-                return Ok(Some((descriptor, bytes, manifest)));
+                return Ok(Some((descriptor, bytes, *manifest)));
             }
             Document::Index(entries) => {
                 descriptor = manifest::choose("archive", &entries, &inner.config.platform)?.clone();
@@ -265,7 +265,15 @@ fn from_docker(members: &Members) -> Result<Vec<Found>, ImportError> {
         };
         let tags = image.repo_tags.unwrap_or_default();
         let names = tags.iter().filter_map(|tag| Reference::parse(tag).ok()).collect();
-        found.push(Found { names, manifest_bytes, descriptor, manifest, config_bytes, config, layers });
+        found.push(Found {
+            names,
+            manifest_bytes,
+            descriptor,
+            manifest: *manifest,
+            config_bytes,
+            config,
+            layers,
+        });
     }
     Ok(found)
 }

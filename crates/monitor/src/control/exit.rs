@@ -175,10 +175,13 @@ impl Control {
 
     pub(super) fn forget(&mut self, id: &Id) -> Answer {
         let Some(pod) = &mut self.pod else { return Answer::Refused { why: Refusal::Order } };
-        pod.roots.retain(|(container, _)| container != id);
         let Some(at) = pod.containers.iter().position(|container| container.id == *id) else {
             return Answer::Done;
         };
+        if pod.waits_at_hold(at) {
+            pod.drop_held(at);
+            return Answer::Done;
+        }
         if pod.containers[at].is_live() {
             return Answer::Refused { why: Refusal::Order };
         }
@@ -190,6 +193,9 @@ impl Control {
 
     pub(super) fn kill_everything(&mut self) {
         let Some(pod) = &mut self.pod else { return };
+        while let Some(at) = (0..pod.containers.len()).find(|at| pod.waits_at_hold(*at)) {
+            pod.drop_held(at);
+        }
         for at in 0..pod.containers.len() {
             if pod.containers[at].is_live() {
                 pod.kill_processes(at);

@@ -67,7 +67,7 @@ impl Control {
         };
         let trees: Vec<OwnedFd> = rest.collect();
         let waiting = Waiting { peer, operation };
-        match start_container(pod, &wish.launch, &plan, &trees, log, waiting, On::Hooks(hooks)) {
+        match start_container(pod, &wish.launch, &plan, &trees, log, Some(waiting), On::Hooks(hooks)) {
             Ok(pid) => {
                 if let Some(container) = pod.find(&wish.launch.container) {
                     container.hooks = Some(wish.group.clone());

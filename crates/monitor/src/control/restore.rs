@@ -41,7 +41,6 @@ impl Control {
             descriptors: &rest,
             streams: [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()],
             pid_namespace: None,
-            root: None,
             restorer: None,
             hooks: None,
         };
@@ -79,7 +78,7 @@ impl Control {
             return refused(Refusal::Full);
         }
         let mut descriptors = descriptors.into_iter();
-        let plan = descriptors.next().and_then(|file| read_plan(&file)).filter(|plan| !plan.terminal);
+        let plan = descriptors.next().and_then(|file| read_plan(&file));
         let log = if wish.launch.log { descriptors.next() } else { None };
         let given = [descriptors.next(), descriptors.next(), descriptors.next()];
         let (Some(plan), [Some(mounts), Some(service), Some(output)]) = (plan, given) else {
@@ -95,7 +94,7 @@ impl Control {
             output: output.as_fd(),
         };
         let waiting = Waiting { peer, operation };
-        match start_container(pod, &wish.launch, &plan, &trees, log, waiting, On::Restore(restorer)) {
+        match start_container(pod, &wish.launch, &plan, &trees, log, Some(waiting), On::Restore(restorer)) {
             Ok(pid) => {
                 self.watch_child(pid);
                 None

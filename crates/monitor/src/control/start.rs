@@ -6,9 +6,7 @@ use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use bowline_launch::{Launched, Launcher, Report, Request as LaunchRequest};
 use bowline_launch_plan::{LaunchPlan, MAX_LEN};
 use bowline_monitor_proto::slot::Slot;
-use bowline_monitor_proto::{
-    Answer, Event, Exec as ExecWish, Exit, FAILED_START, Id, Launch, Pids, Refusal, Root,
-};
+use bowline_monitor_proto::{Answer, Event, Exec as ExecWish, Exit, FAILED_START, Id, Launch, Pids, Refusal};
 use rustix::event::epoll::{self, EventFlags};
 
 use super::{Control, Pod, Token, failed_early, pipe};
@@ -97,17 +95,11 @@ impl Control {
         descriptors: Vec<OwnedFd>,
     ) -> Option<Answer> {
         let waiting = Waiting { peer, operation };
-        let Some(pod) = &mut self.pod else { return refused(Refusal::Order) };
-        if let Some(known) = pod.find(&wish.container) {
-            // Asked again: the first request's result is this one's too.
-            return match &mut known.life {
-                Life::Launching { waiting: others, .. } => {
-                    others.push(waiting);
-                    None
-                }
-                _ => Some(Answer::Launched { pid: known.pid, started_at: known.started_at }),
-            };
+        // Asked again, or made in advance: the first request's result is this one's too.
+        if let Some(joined) = self.join(&wish.container, waiting) {
+            return joined;
         }
+        let Some(pod) = &mut self.pod else { return refused(Refusal::Order) };
         if pod.containers.len() >= MAX_CONTAINERS {
             return refused(Refusal::Full);
         }
@@ -116,30 +108,13 @@ impl Control {
         let Some(plan) = plan else { return refused(Refusal::Malformed) };
         let log = if wish.log { descriptors.next() } else { None };
         let trees: Vec<OwnedFd> = descriptors.collect();
-        match start_container(pod, wish, &plan, &trees, log, waiting, On::Exec) {
+        match start_container(pod, wish, &plan, &trees, log, Some(waiting), On::Exec) {
             Ok(pid) => {
                 self.watch_child(pid);
                 None
             }
             Err(answer) => Some(answer),
         }
-    }
-
-    /// Makes a root in advance. What fails here fails again, and is told of, at the launch.
-    pub(super) fn prepare(&mut self, wish: &Root) -> Answer {
-        let Some(pod) = &mut self.pod else { return Answer::Refused { why: Refusal::Order } };
-        let known = pod.find(&wish.container).is_some();
-        let made = pod.roots.iter().any(|(container, _)| *container == wish.container);
-        // In a pod with users of its own, the child makes its root on its way out of the monitor's namespace.
-        if known || made || pod.roots.len() >= MAX_CONTAINERS || pod.surroundings.user.is_some() {
-            return Answer::Done;
-        }
-        let label = wish.mount_label.as_deref();
-        let made = bowline_launch::mount_overlay(MOUNT_POINT, &wish.lower, &wish.upper, &wish.work, label);
-        if let Ok(root) = made {
-            pod.roots.push((wish.container, root));
-        }
-        Answer::Done
     }
 
     pub(super) fn exec(
@@ -207,8 +182,7 @@ impl Control {
                     self.tell_waiting(at);
                 }
             }
-            // Nobody asks for a hold here.
-            Ok(Report::Held) => {}
+            Ok(Report::Held) => self.container_held(at),
             Ok(Report::Waiting) => self.container_waits(at),
             Ok(Report::Running) => self.container_runs(at),
             Ok(Report::Failed(failure)) => {
@@ -225,6 +199,10 @@ impl Control {
     }
 
     fn container_runs(&mut self, at: usize) {
+        // The end of its reports means that the program runs, unless that was not to be yet.
+        if self.lost_at_hold(at, &super::held::ended_at_hold()) {
+            return;
+        }
         let Some(pod) = &mut self.pod else { return };
         let container = &mut pod.containers[at];
         if let Some([stdin, stdout, stderr]) = container.restored_with {
@@ -260,6 +238,9 @@ impl Control {
     /// The child never became the program: it ends by itself, and is forgotten. A daemon that asked is answered; if the
     /// one that asked is gone, whoever took over hears of an end instead.
     fn container_failed(&mut self, at: usize, answer: Answer) {
+        if self.lost_at_hold(at, &answer) {
+            return;
+        }
         let Some(pod) = &mut self.pod else { return };
         pod.kill_hooks(at);
         let container = pod.containers.swap_remove(at);
@@ -326,7 +307,7 @@ pub(super) fn start_container(
     plan: &LaunchPlan,
     trees: &[OwnedFd],
     log: Option<OwnedFd>,
-    waiting: Waiting,
+    waiting: Option<Waiting>,
     on: On<'_>,
 ) -> Result<i32, Answer> {
     let kernel = |error: io::Error| failed_early("launching the container", &error);
@@ -347,16 +328,11 @@ pub(super) fn start_container(
         On::Hooks(hooks) => (None, Some(hooks)),
     };
     let restored_with = restorer.is_some().then(|| streams.map(|stream| stream.as_raw_fd()));
-    // An overlay whose folders one mount has marked cannot be mounted a second time, so what was made is used.
-    let root = pod.roots.iter().find(|(container, _)| *container == wish.container);
-    let root = root.map(|(_, root)| root.as_fd());
-    let request = LaunchRequest { plan, descriptors: trees, streams, pid_namespace, root, restorer, hooks };
+    let request = LaunchRequest { plan, descriptors: trees, streams, pid_namespace, restorer, hooks };
     let launched = launch(pod, &request)?;
     let ends = Ends { stdin: in_write, stdout: out_read, stderr: err_read };
     let pid = launched.process.pid;
     keep(pod, wish, plan, launched, ends, log, waiting);
-    // The child has its copy.
-    pod.roots.retain(|(container, _)| *container != wish.container);
     if let Some(container) = pod.containers.last_mut() {
         container.restored_with = restored_with;
     }
@@ -381,14 +357,14 @@ fn keep(
     launched: Launched,
     ends: Ends,
     log: Option<OwnedFd>,
-    waiting: Waiting,
+    waiting: Option<Waiting>,
 ) {
     let mut container = Container {
         id: wish.container,
         slot: wish.slot,
         pid: launched.process.pid,
         pidfd: launched.process.pidfd,
-        life: Life::Launching { sync: launched.sync, waiting: vec![waiting] },
+        life: Life::Launching { sync: launched.sync, waiting: waiting.into_iter().collect(), gate: None },
         started_at: 0,
         cgroups: plan.cgroups.iter().map(|step| (step.hierarchy, step.path.clone())).collect(),
         log: None,
@@ -444,7 +420,6 @@ fn start_exec(
         descriptors: &trees,
         streams,
         pid_namespace,
-        root: None,
         restorer: None,
         hooks: None,
     };

@@ -1,18 +1,9 @@
 //! Containers, as the actor sees them.
 
-use bowline_launch_plan::Rootfs;
-use bowline_monitor_proto::Root;
 use bowline_nri::api::Event as NriEvent;
 
 use super::*;
 use crate::view::ContainerView;
-
-/// When, after a container was created, its root is made.
-const ROOT_AFTER: Duration = Duration::from_millis(3);
-
-/// When, after a container has started, the next pod's parts are made: beside the answer, or the call that follows it, that
-/// would cost this pod what it saves the next one.
-const SPARE_AFTER: Duration = Duration::from_millis(20);
 
 impl Actor {
     // --- create ---------------------------------------------------------------------------------------------------
@@ -87,7 +78,7 @@ impl Actor {
         let operations = self.shared.operations.clone();
         self.spawn(async move {
             let id = order.id.clone();
-            let made = blocking("create a container", move || crate::create::create(&shared, &pod, order));
+            let made = in_place("create a container", move || crate::create::create(&shared, &pod, order));
             let made = operations.run("CreateContainer", &id, &key.0, made).await;
             Done::Created { key, result: made.map(Box::new) }
         });
@@ -115,8 +106,9 @@ impl Actor {
         let answer = match result {
             Ok(made) => {
                 let id = made.record.id.clone();
-                self.prepare_root(&made);
-                self.put(made.record, Life::Created, Some(Arc::new(made.compiled)));
+                let (record, compiled) = (made.record, Arc::new(made.compiled));
+                let hold = self.begin_hold(&record, &compiled);
+                self.put(record, Life::Created, Some(compiled), hold);
                 drop(made.ticket);
                 self.tell_of(&id, PodEventKind::Created);
                 self.tell_plugins(&id, NriEvent::PostCreateContainer);
@@ -132,26 +124,14 @@ impl Actor {
         }
     }
 
-    /// Has the monitor mount the container's root while nobody waits for it, unless the start is asked for at once: the
-    /// launch mounts it as quickly, and beside the answer it would cost that what it saves the start.
-    fn prepare_root(&self, made: &Made) {
-        if let Some(Rootfs::Overlay { lower, upper, work }) = &made.compiled.plan.rootfs
-            && let Some(monitor) = self.monitor.as_ref().filter(|_| !made.record.restore)
-        {
-            let (lower, upper, work) = (lower.clone(), upper.clone(), work.clone());
-            let mount_label = made.compiled.plan.mount_label.clone();
-            let root = Root { container: *made.record.id.as_bytes(), lower, upper, work, mount_label };
-            let monitor = monitor.clone();
-            tokio::spawn(async move {
-                tokio::time::sleep(ROOT_AFTER).await;
-                // One that was launched meanwhile is known to it, and left alone.
-                monitor.tell(Request::Prepare { root });
-            });
-        }
-    }
-
     /// Takes a container in, and shows it.
-    pub(super) fn put(&mut self, record: ContainerRecord, life: Life, compiled: Option<Arc<Compiled>>) {
+    pub(super) fn put(
+        &mut self,
+        record: ContainerRecord,
+        life: Life,
+        compiled: Option<Arc<Compiled>>,
+        hold: Option<Hold>,
+    ) {
         let id = record.id.clone();
         let spec = Arc::new(record.spec.clone());
         let wake_at = match &life {
@@ -163,6 +143,7 @@ impl Actor {
             spec,
             life,
             compiled,
+            hold,
             plan: None,
             starting: Vec::new(),
             stopping: Vec::new(),
@@ -216,7 +197,7 @@ impl Actor {
         }
     }
 
-    fn answer_start(&mut self, id: &ContainerId, answer: Result<(), PodError>) {
+    pub(super) fn answer_start(&mut self, id: &ContainerId, answer: Result<(), PodError>) {
         let Some(container) = self.containers.get_mut(id) else { return };
         for reply in container.starting.drain(..) {
             let _ = reply.send(answer.clone());
@@ -242,7 +223,7 @@ impl Actor {
         }
     }
 
-    fn tell_of(&self, id: &ContainerId, kind: PodEventKind) {
+    pub(super) fn tell_of(&self, id: &ContainerId, kind: PodEventKind) {
         self.shared.events.container(&self.shared.views, kind, &self.record.id, id);
     }
 
@@ -283,110 +264,6 @@ impl Actor {
             notes: record.notes.as_slice().into(),
             image_volumes: record.image_volumes.as_slice().into(),
         });
-    }
-
-    // --- start ------------------------------------------------------------------------------------------------------
-
-    pub(super) fn start(&mut self, id: &ContainerId, reply: Reply<()>) {
-        let Some(container) = self.containers.get_mut(id) else {
-            let _ = reply.send(Err(PodError::NotFound { what: "container", id: id.to_string() }));
-            return;
-        };
-        if container.removal
-            || !container.removing.is_empty()
-            || self.stopping
-            || self.record.life != PodLife::Ready
-        {
-            let _ = reply.send(Err(PodError::State(format!("container {id} or its pod is going away"))));
-            return;
-        }
-        match container.life {
-            // A retry joins the start that is under way.
-            Life::Starting { .. } => container.starting.push(reply),
-            Life::Created => {
-                container.starting.push(reply);
-                self.happen(id, Event::Start);
-            }
-            ref other => {
-                let text = format!("container {id} is {}: only a created one can be started", other.name());
-                let _ = reply.send(Err(PodError::State(text)));
-            }
-        }
-    }
-
-    fn launch(&mut self, id: &ContainerId) {
-        let Some(container) = self.containers.get_mut(id) else { return };
-        let (record, shared) = (container.record.clone(), self.shared.clone());
-        let (compiled, monitor) = (container.compiled.clone(), self.monitor.clone());
-        let pids = pids(&self.spec, &container.spec);
-        let (operations, name) = (self.shared.operations.clone(), container.spec.name.clone());
-        let told = self.told(id);
-        let (id, spec) = (id.clone(), self.spec.clone());
-        self.spawn(async move {
-            let result = async {
-                let failed = |error: PodError| {
-                    let exit = Exit {
-                        code: 128,
-                        finished_at: now(),
-                        reason: Some("StartError"),
-                        message: crate::chain(&error),
-                        ..Exit::default()
-                    };
-                    (exit, error)
-                };
-                if let Some(told) = told {
-                    told.ask(NriEvent::StartContainer, "start the container").await.map_err(failed)?;
-                }
-                let monitor = monitor.ok_or_else(|| {
-                    failed(PodError::State("the pod's monitor is gone; the pod must be made anew".into()))
-                })?;
-                let compiled = match compiled {
-                    Some(compiled) => compiled,
-                    None => recompile(&shared, spec, &record).await.map_err(failed)?,
-                };
-                start(shared, monitor, record, compiled, pids.map_err(failed)?).await
-            };
-            let result = operations.run("StartContainer", &id, &name, result).await;
-            Done::Started { id, result }
-        });
-    }
-
-    pub(super) fn started(&mut self, id: &ContainerId, result: Result<Started, (Exit, PodError)>) {
-        match result {
-            Ok(started) => {
-                if let Some(container) = self.containers.get_mut(id) {
-                    let compiled = container.compiled.take();
-                    container.plan = compiled.map(|compiled| Arc::new(exec_base(&compiled.plan)));
-                }
-                self.happen(id, Event::Started { pid: started.pid, at: started.at });
-                self.answer_start(id, Ok(()));
-                self.fill_spare_after(SPARE_AFTER);
-            }
-            Err((exit, error)) => {
-                self.happen(id, Event::StartFailed { exit });
-                self.answer_start(id, Err(error));
-            }
-        }
-    }
-
-    /// Containers whose start was begun by a daemon that died before the monitor heard of it.
-    pub(super) fn settle_orphans(&mut self) {
-        let orphans: Vec<ContainerId> = self
-            .containers
-            .iter()
-            .filter(|(_, container)| matches!(container.life, Life::Starting { .. }))
-            .map(|(id, _)| id.clone())
-            .collect();
-        for id in orphans {
-            let exit = Exit {
-                code: 128,
-                finished_at: now(),
-                reason: Some("StartError"),
-                message: "the daemon ended before the container was launched".into(),
-                ..Exit::default()
-            };
-            self.happen(&id, Event::StartFailed { exit });
-        }
     }
 
     // --- stop -------------------------------------------------------------------------------------------------------
@@ -441,111 +318,6 @@ impl Actor {
             let _ = monitor.call(request, &[]).await;
             Done::Nothing
         });
-    }
-
-    // --- remove -----------------------------------------------------------------------------------------------------
-
-    pub(super) fn remove(&mut self, id: &ContainerId, reply: Reply<()>) {
-        let Some(container) = self.containers.get_mut(id) else {
-            let _ = reply.send(Ok(()));
-            return;
-        };
-        container.removing.push(reply);
-        container.remover = Span::current();
-        if container.life.is_live() {
-            self.end(id, now());
-        }
-    }
-
-    /// Begins the removals whose containers have ended by now.
-    pub(super) fn go_on_removing(&mut self) {
-        let ready: Vec<ContainerId> = self
-            .containers
-            .iter()
-            .filter(|(_, container)| {
-                !container.removing.is_empty() && !container.removal && !container.life.is_live()
-            })
-            .map(|(id, _)| id.clone())
-            .collect();
-        for id in ready {
-            self.begin_removal(&id);
-        }
-    }
-
-    fn begin_removal(&mut self, id: &ContainerId) {
-        let Some(container) = self.containers.get_mut(id) else { return };
-        container.removal = true;
-        let ran = !matches!(container.life, Life::Created);
-        let told = self.take_removal(id);
-        let Some(container) = self.containers.get_mut(id) else { return };
-        let (shared, monitor) = (self.shared.clone(), self.monitor.clone());
-        let (record, id) = (container.record.clone(), id.clone());
-        let images = self.shared.images.clone();
-        let volumes = record.image_volumes.iter().map(|volume| &volume.id);
-        let used: Vec<String> = std::iter::once(&record.image.id).chain(volumes).cloned().collect();
-        let all_read = !self.shared.unreadable.load(std::sync::atomic::Ordering::Relaxed);
-        let remover = std::mem::replace(&mut container.remover, Span::none());
-        let begin = || self.shared.operations.begin("RemoveContainer", &id, &record.spec.name);
-        let stay = remover.in_scope(begin);
-        self.spawn_for(remover, async move {
-            let _stay = stay;
-            if let Some((told, stop)) = told {
-                told.tell_removal(stop).await;
-            }
-            let forget = Request::Forget { container: *id.as_bytes() };
-            if let Some(monitor) = monitor.as_ref().filter(|_| ran) {
-                let _ = monitor.call(forget.clone(), &[]).await;
-            }
-            let result = blocking("remove a container", move || {
-                if ran {
-                    stop_pod::remove_cgroups(&shared, &record.cgroup)?;
-                    stop_pod::remove_hooks_group(&shared, &record.cgroup)?;
-                    crate::hooks::poststop(&shared, &record)?;
-                }
-                shared
-                    .store
-                    .remove_container(&record.pod, &record.id)
-                    .map_err(doing("remove the container's files"))?;
-                crate::volumes::release(&shared, &record.id, &record.spec);
-                shared.usage.forget(&record.id);
-                shared.rates.forget(&record.cgroup);
-                shared.files.forget(&record.cgroup);
-                Ok(())
-            });
-            let result = result.await;
-            // Of one that never ran it may have the root. Only now: without its folders none is made any more.
-            if let Some(monitor) = monitor.filter(|_| !ran) {
-                let _ = monitor.call(forget, &[]).await;
-            }
-            // The last use of an image that was removed meanwhile: its layers can go.
-            if result.is_ok() && used.iter().any(|image| images.resolve(image).is_none()) && all_read {
-                images.collect().await;
-            }
-            Done::Removed { id, result }
-        });
-    }
-
-    pub(super) fn removed(&mut self, id: &ContainerId, result: Result<(), PodError>) {
-        let Some(container) = self.containers.get_mut(id) else { return };
-        container.removal = false;
-        let waiting = std::mem::take(&mut container.removing);
-        if result.is_ok() {
-            self.slots.remove(&container.record.slot);
-            self.containers.remove(id);
-            self.shared.views.remove_container(id);
-            self.shared.nri.gone(&id.to_string());
-            self.tell_of(id, PodEventKind::Deleted);
-        }
-        if let Err(error) = &result {
-            tracing::warn!(container = %id, error = %crate::chain(error), "a container could not be removed yet");
-            // The pod's removal waits for it. Everybody is told; the next call tries again.
-            for reply in self.remove_waiting.drain(..) {
-                let _ = reply.send(Err(error.clone()));
-            }
-        }
-        for reply in waiting {
-            let _ = reply.send(result.clone());
-        }
     }
 
     // --- logs, execs, limits ----------------------------------------------------------------------------------------
@@ -606,6 +378,7 @@ impl Actor {
             return;
         }
         let running = container.life.is_live();
+        let hold = container.hold.clone();
         let (shared, record) = (self.shared.clone(), container.record.clone());
         let told = if by_plugin.is_none() { self.told(id) } else { None };
         let id = id.clone();
@@ -618,6 +391,12 @@ impl Actor {
                 (None, Some(told)) => told.ask_limits(&resources).await,
                 (None, None) => Ok(Change { asked: resources, ..Change::default() }),
             };
+            // One that is held has its cgroups already.
+            let held = match hold {
+                Some(hold) => hold.is_held().await,
+                None => false,
+            };
+            let running = running || held;
             let result = match change {
                 Ok(change) => {
                     blocking("update a container's limits", move || {
@@ -658,22 +437,8 @@ impl Actor {
     }
 }
 
-async fn recompile(
-    shared: &Arc<Shared>,
-    spec: Arc<PodSpec>,
-    record: &ContainerRecord,
-) -> Result<Arc<Compiled>, PodError> {
-    let (shared, record) = (shared.clone(), record.clone());
-    blocking("compile the launch plan", move || {
-        let stored =
-            shared.store.read_config(&record.pod, &record.id).map_err(doing("read the container's spec"))?;
-        crate::create::compile(&shared, &spec, &record, &stored).map(Arc::new)
-    })
-    .await
-}
-
 /// What an exec takes over from its container's plan; the mount program is not part of it.
-fn exec_base(plan: &LaunchPlan) -> LaunchPlan {
+pub(super) fn exec_base(plan: &LaunchPlan) -> LaunchPlan {
     let mut base = plan.clone();
     base.steps = Vec::new();
     base.rootfs = None;
@@ -681,19 +446,6 @@ fn exec_base(plan: &LaunchPlan) -> LaunchPlan {
         step.writes = Vec::new();
     }
     base
-}
-
-fn pids(pod: &PodSpec, spec: &ContainerSpec) -> Result<Pids, PodError> {
-    let namespaces = &spec.security.namespaces;
-    match crate::create::pid_mode(pod, spec) {
-        NamespaceMode::Pod => Ok(Pids::Pod),
-        NamespaceMode::Container | NamespaceMode::Node => Ok(Pids::Plan),
-        NamespaceMode::Target => {
-            let target = ContainerId::parse(&namespaces.target_id);
-            let target = target.map_err(|error| PodError::Invalid(format!("target_id: {error}")))?;
-            Ok(Pids::Of { container: *target.as_bytes() })
-        }
-    }
 }
 
 async fn reopen(

@@ -122,9 +122,6 @@ pub(super) fn fits(pod: &PodRecord, record: &ContainerRecord) -> Result<(), PodE
             "container `{name}` {what}: checkpoint and restore do not work with that yet"
         )))
     };
-    if record.spec.tty {
-        return cannot("has a terminal");
-    }
     if crate::user::of_pod(&pod.spec).is_some() {
         return cannot("has a user namespace");
     }
@@ -239,13 +236,15 @@ fn freezer_path(shared: &Shared, record: &ContainerRecord) -> Result<String, Pod
 
 /// Mount points of a plan, as paths of the request.
 pub(super) fn targets(plan: &LaunchPlan) -> impl Iterator<Item = &std::ffi::CStr> {
-    plan.steps.iter().filter_map(|step| match step {
+    let steps = plan.steps.iter().filter_map(|step| match step {
         Step::Mount { target: path, .. }
         | Step::Mask { path }
         | Step::ReadOnly { path }
         | Step::Keep { path } => Some(path.as_c_str()),
         _ => None,
-    })
+    });
+    // A terminal is shown there.
+    steps.chain(plan.terminal.then_some(c"/dev/console"))
 }
 
 /// What criu must be told of the container, and what must be known again when it is brought back.
@@ -267,10 +266,15 @@ fn look(pid: i32, plan: &LaunchPlan, criu: &str) -> Result<(Own, Vec<String>), P
         })?;
         mounts.insert(mount.point.clone(), path);
     }
-    let external = tree.foreign_files().map_err(doing(what))?;
+    let mut external = tree.foreign_files().map_err(doing(what))?;
     let stream = |number: i32| tree.stream(number, &external);
     let descriptors = [stream(0), stream(1), stream(2)];
-    Ok((Own::new(criu, descriptors, mounts), external))
+    let terminals = if plan.terminal { tree.terminals().map_err(doing(what))? } else { Vec::new() };
+    if plan.terminal && terminals.is_empty() {
+        return Err(PodError::State("the container's /dev/console is not its terminal any more".into()));
+    }
+    external.extend(terminals.iter().cloned());
+    Ok((Own::new(criu, descriptors, terminals, mounts), external))
 }
 
 /// The last errors in criu's log, for people.

@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Read as _};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use bowline_model::container::Life;
@@ -22,6 +23,8 @@ use crate::error::doing;
 pub(super) const IMAGES: &str = "checkpoint";
 /// What the container changed of its image, as a layer.
 pub(super) const DIFF: &str = "rootfs-diff.tar";
+/// What it deleted, where that is not said there; CRI-O's.
+pub(super) const DELETED: &str = "deleted.files";
 pub(super) const CONFIG: &str = "config.dump";
 pub(super) const SPEC: &str = "spec.dump";
 const STATUS: &str = "status.dump";
@@ -30,6 +33,8 @@ const NETWORK: &str = "network.status";
 pub(super) const OWN: &str = "bowline.dump";
 /// The longest of these that is read.
 const MAX_FILE: u64 = 16 << 20;
+/// Names of a container's one terminal.
+const MAX_TERMINALS: usize = 2;
 /// Version of [`Own`].
 const VERSION: u32 = 1;
 
@@ -68,14 +73,22 @@ pub(crate) struct Own {
     pub kernel: String,
     /// criu's names for standard input, output and error; empty: it is something of the container's own.
     pub descriptors: [String; 3],
+    /// criu's names for the terminal: that of the device, and that of /dev/tty. Empty without one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub terminals: Vec<String>,
     /// Mount points, and the path in the request that each was asked for by. They differ where the image has a symlink.
     pub mounts: BTreeMap<String, String>,
 }
 
 impl Own {
-    pub(super) fn new(criu: &str, descriptors: [String; 3], mounts: BTreeMap<String, String>) -> Own {
+    pub(super) fn new(
+        criu: &str,
+        descriptors: [String; 3],
+        terminals: Vec<String>,
+        mounts: BTreeMap<String, String>,
+    ) -> Own {
         let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
-        Own { version: VERSION, criu: criu.to_owned(), kernel, descriptors, mounts }
+        Own { version: VERSION, criu: criu.to_owned(), kernel, descriptors, terminals, mounts }
     }
 }
 
@@ -145,20 +158,48 @@ impl Unpacked<'_> {
     /// Opens a file by its name in the folder.
     pub(super) fn open(&self, name: &str) -> Result<File, PodError> {
         let what = || format!("read {name} of the checkpoint");
-        let open = |flags: OFlags| -> io::Result<rustix::fd::OwnedFd> {
-            let folder =
-                rustix::fs::open(self.0, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-            let inside = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
-            let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-            Ok(openat2(&folder, name, flags, Mode::empty(), inside)?)
-        };
+        let open = |flags| self.open_as(name, flags);
         // Looked at before it is opened: opening a device can do anything.
-        let stat = fstat(open(OFlags::PATH).map_err(doing(what()))?).map_err(io::Error::from);
+        let place = match open(OFlags::PATH) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(PodError::Invalid(format!("the checkpoint has no {name}")));
+            }
+            other => other.map_err(doing(what()))?,
+        };
+        let stat = fstat(place).map_err(io::Error::from);
         let stat = stat.map_err(doing(what()))?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile || stat.st_nlink != 1 {
             return Err(PodError::Invalid(format!("{name} of the checkpoint is no plain file")));
         }
         Ok(open(OFlags::RDONLY).map_err(doing(what()))?.into())
+    }
+
+    /// Opens a folder, to list it.
+    pub(super) fn folder(&self, name: &str) -> Result<OwnedFd, PodError> {
+        let found = self.open_as(name, OFlags::RDONLY | OFlags::DIRECTORY);
+        found.map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {
+                PodError::Invalid(format!("the checkpoint has no folder {name}"))
+            }
+            _ => doing(format!("read {name} of the checkpoint"))(error),
+        })
+    }
+
+    /// Whether there is anything of that name.
+    pub(super) fn has(&self, name: &str) -> Result<bool, PodError> {
+        match self.open_as(name, OFlags::PATH) {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(doing(format!("look for {name} of the checkpoint"))(error)),
+        }
+    }
+
+    fn open_as(&self, name: &str, flags: OFlags) -> io::Result<OwnedFd> {
+        let folder = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let folder = rustix::fs::open(self.0, folder, Mode::empty())?;
+        let inside = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+        let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        Ok(openat2(&folder, name, flags, Mode::empty(), inside)?)
     }
 
     /// Reads one of the small files.
@@ -175,13 +216,8 @@ impl Unpacked<'_> {
             .map_err(|error| PodError::Invalid(format!("{name} of the checkpoint makes no sense: {error}")))
     }
 
-    /// Our own file; archives of others have none.
+    /// Our own file.
     pub(super) fn own(&self) -> Result<Own, PodError> {
-        if !self.0.join(OWN).exists() {
-            return Err(PodError::Invalid(format!(
-                "the archive has no {OWN}: it was written by another runtime, and only Bowline's own are restored"
-            )));
-        }
         let own: Own = self.read(OWN)?;
         if own.version != VERSION {
             return Err(PodError::Invalid(format!(
@@ -191,7 +227,14 @@ impl Unpacked<'_> {
         }
         // Keys for criu: its own words, and of each kind one form.
         let known = |key: &String| key.is_empty() || key.starts_with("pipe:[") || key.starts_with("file[");
-        if !own.descriptors.iter().all(known) {
+        let is_terminal = |key: &String| {
+            let numbers = key.strip_prefix("tty[").and_then(|rest| rest.strip_suffix(']')?.split_once(':'));
+            let hex =
+                |text: &str| (1..=8).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_hexdigit());
+            numbers.is_some_and(|(rdev, dev)| hex(rdev) && hex(dev))
+        };
+        let terminals = own.terminals.len() <= MAX_TERMINALS && own.terminals.iter().all(is_terminal);
+        if !terminals || !own.descriptors.iter().all(known) {
             return Err(PodError::Invalid(format!(
                 "{OWN} of the checkpoint names descriptors that there are not"
             )));

@@ -13,7 +13,9 @@
 mod archive;
 mod dump;
 mod facts;
+mod foreign;
 mod freeze;
+mod origin;
 mod pod;
 mod probe;
 mod program;
@@ -31,10 +33,11 @@ use crate::PodError;
 use crate::shared::Shared;
 
 pub(crate) use dump::{Order, Subject, checkpoint};
+pub(crate) use origin::Origin;
 pub use pod::{PodRestore, Restored};
 pub(crate) use pod::{check_output, read_pod};
 pub use probe::{Ability, Criu};
-pub(crate) use restore::{Opened, TakenIn, archive_of, bring_back, take_in};
+pub(crate) use restore::{Opened, TakenIn, bring_back, take_in};
 
 /// Checkpoints, as configured.
 #[derive(Debug, Clone, Default)]

@@ -8,22 +8,25 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::ffi::OsStrExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bowline_criu::images::{Allowed, Judged, Objection, judge};
 use bowline_criu::{Notice, Restore, Service};
-use bowline_image::UnpackError;
+use bowline_image::LayerName;
 use bowline_launch_plan::LaunchPlan;
 use bowline_model::ContainerId;
-use bowline_monitor_proto::{self as proto, Answer, Launch, Request};
+use bowline_model::runtime_spec::Spec;
+use bowline_model::spec::ContainerSpec;
+use bowline_monitor_proto::{self as proto, Answer, Launch, Refusal, Request};
 use bowline_plan::Compiled;
 use bowline_store::{ContainerRecord, PodRecord};
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fs::{Mode, OFlags};
 
 use super::facts::{self, Config, Own, Unpacked};
-use super::{Criu, Work, dump, may_restore, program, verify};
+use super::origin::Origin;
+use super::{Criu, Work, dump, foreign, may_restore, program, verify};
 use crate::PodError;
 use crate::create::Stored;
 use crate::error::doing;
@@ -46,64 +49,30 @@ const SETUID: u64 = 1 << 7;
 pub(crate) struct TakenIn {
     work: Work,
     config: Config,
-    own: Own,
+    /// `None`: another runtime wrote it.
+    own: Option<Own>,
     /// Of a whole pod: the request has the same image, command and environment.
     strict: bool,
 }
 
-/// Unpacks an archive. `pod`: it is part of a pod's.
+/// Takes a checkpoint in. `pod`: it is part of a pod's.
 pub(crate) fn take_in(
     shared: &Shared,
     id: &ContainerId,
-    archive: &Path,
+    origin: &Origin,
     pod: bool,
 ) -> Result<TakenIn, PodError> {
-    may_restore(&shared.config.checkpoint, &format!("{} is a checkpoint", archive.display()))?;
-    let what = || format!("read the checkpoint {}", archive.display());
-    let file = open(archive)?;
-    let size = file.metadata().map_err(doing(what()))?.len();
+    may_restore(&shared.config.checkpoint, &format!("{origin} is a checkpoint"))?;
     let work = Work::new(shared, id).map_err(doing("make a folder for the checkpoint"))?;
-    let disk = rustix::fs::statvfs(work.path()).map_err(io::Error::from).map_err(doing(what()))?;
+    let disk = rustix::fs::statvfs(work.path()).map_err(io::Error::from);
+    let disk = disk.map_err(doing("look for room for the checkpoint"))?;
     let free = disk.f_bavail.saturating_mul(disk.f_frsize);
-    if size > MAX_ARCHIVE || size > free {
-        return Err(PodError::Full(format!(
-            "the checkpoint {} has {size} bytes; the limit is {MAX_ARCHIVE}, and {free} are free",
-            archive.display()
-        )));
-    }
     let folder = work.path().join("archive");
     super::make_private(&folder).map_err(doing("make a folder for the checkpoint"))?;
-    shared.images.unpack_archive(file, &folder).map_err(|error| match error {
-        UnpackError::Corrupt(_) => PodError::Invalid(format!("{}: {error}", archive.display())),
-        UnpackError::TooLarge(_) | UnpackError::DiskFull(_) => {
-            PodError::Full(format!("{}: {error}", archive.display()))
-        }
-        UnpackError::Io(_) => PodError::failed(what(), error),
-    })?;
-    let (config, own) = (Unpacked(&folder).read(facts::CONFIG)?, Unpacked(&folder).own()?);
+    origin.unpack(shared, id, &folder, free.min(MAX_ARCHIVE))?;
+    let config = Unpacked(&folder).read(facts::CONFIG)?;
+    let own = Unpacked(&folder).has(facts::OWN)?.then(|| Unpacked(&folder).own()).transpose()?;
     Ok(TakenIn { work, config, own, strict: pod })
-}
-
-/// Opens a plain file of the host's; anything else could make us wait.
-fn open(archive: &Path) -> Result<File, PodError> {
-    let what = format!("open the checkpoint {}", archive.display());
-    let open =
-        |flags| rustix::fs::open(archive, flags | OFlags::CLOEXEC, Mode::empty()).map_err(io::Error::from);
-    let place = match open(OFlags::PATH) {
-        Ok(place) => place,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Err(PodError::NotFound { what: "checkpoint archive", id: archive.display().to_string() });
-        }
-        Err(error) => return Err(doing(what)(error)),
-    };
-    let stat = rustix::fs::fstat(&place).map_err(io::Error::from).map_err(doing(what.clone()))?;
-    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-        return Err(PodError::Invalid(format!(
-            "{} is no file, so it is no checkpoint archive",
-            archive.display()
-        )));
-    }
-    open(OFlags::RDONLY | OFlags::NONBLOCK).map(File::from).map_err(doing(what))
 }
 
 impl TakenIn {
@@ -111,6 +80,16 @@ impl TakenIn {
     /// in it is believed.
     pub(crate) fn image(&self) -> &str {
         &self.config.rootfs_image_ref
+    }
+
+    /// A request that names no program means the one that goes on; its words are only shown, for criu brings them back.
+    pub(crate) fn name_program(&self, spec: &mut ContainerSpec) -> Result<(), PodError> {
+        if self.strict || !spec.command.is_empty() || !spec.args.is_empty() {
+            return Ok(());
+        }
+        let written: Spec = Unpacked(&self.work.path().join("archive")).read(facts::SPEC)?;
+        spec.command = written.process.map(|process| process.args).unwrap_or_default();
+        Ok(())
     }
 
     /// Compares it with the container that was made, and gives that its files.
@@ -125,29 +104,32 @@ impl TakenIn {
         dump::fits(pod, record)?;
         let archive = self.work.path().join("archive");
         self.compare(&archive, stored)?;
-        judged(&archive.join(facts::IMAGES), &self.own, &compiled.plan)?;
+        let own = match self.own {
+            Some(own) => own,
+            None => foreign::own(&archive, &compiled.plan)?,
+        };
+        judged(&archive, &own, &compiled.plan)?;
         let folder = shared.store.container_folder(&record.pod, &record.id);
-        let diff = Unpacked(&archive).open(facts::DIFF)?;
-        let upper = folder.join("upper");
-        shared
-            .images
-            .unpack_archive(diff, &upper)
-            .map_err(doing("unpack the changed files of the checkpoint"))?;
+        if let Some(changed) = foreign::changed_files(&archive)? {
+            let layers: Vec<LayerName> =
+                record.image.layers.iter().filter_map(|name| LayerName::parse(name)).collect();
+            let unpacked = shared.images.unpack_archive(changed, &folder.join("upper"), &layers);
+            unpacked.map_err(doing("unpack the changed files of the checkpoint"))?;
+        }
         let place = || -> io::Result<()> {
             let to = folder.join(FOLDER);
             super::make_private(&to)?;
             fs::rename(archive.join(facts::IMAGES), to.join(facts::IMAGES))?;
-            fs::write(to.join(facts::OWN), serde_json::to_vec(&self.own)?)
+            fs::write(to.join(facts::OWN), serde_json::to_vec(&own)?)
         };
         place().map_err(doing("keep the images of the checkpoint"))
     }
 
     /// The program's words are criu's to bring back; that they are those of the request is what makes it the same program.
     fn compare(&self, archive: &Path, stored: &Stored) -> Result<(), PodError> {
-        let spec: bowline_model::runtime_spec::Spec = Unpacked(archive).read(facts::SPEC)?;
-        let words = |spec: &bowline_model::runtime_spec::Spec| {
-            spec.process.as_ref().map(|process| process.args.clone()).unwrap_or_default()
-        };
+        let spec: Spec = Unpacked(archive).read(facts::SPEC)?;
+        let words =
+            |spec: &Spec| spec.process.as_ref().map(|process| process.args.clone()).unwrap_or_default();
         let differs = |what: &str| {
             Err(PodError::State(format!(
                 "the checkpoint's {what} is not that of the request; a restored container goes on with what it was"
@@ -156,7 +138,7 @@ impl TakenIn {
         if words(&spec) != words(&stored.spec) {
             return differs("command");
         }
-        let environment = |spec: &bowline_model::runtime_spec::Spec| -> BTreeSet<Vec<u8>> {
+        let environment = |spec: &Spec| -> BTreeSet<Vec<u8>> {
             let lines = spec.process.as_ref().map(|process| process.env.clone()).unwrap_or_default();
             // Ours, from the pod's name.
             let lines =
@@ -170,10 +152,16 @@ impl TakenIn {
     }
 }
 
-/// Judges images by what a plan allows.
-fn judged(images: &Path, own: &Own, plan: &LaunchPlan) -> Result<Judged, PodError> {
+/// Judges the images in a folder by what a plan allows.
+fn judged(folder: &Path, own: &Own, plan: &LaunchPlan) -> Result<Judged, PodError> {
     let wanted: BTreeSet<String> =
         dump::targets(plan).map(|path| path.to_string_lossy().into_owned()).collect();
+    if plan.terminal == own.terminals.is_empty() {
+        let (has, asks) = if plan.terminal { ("no", "one") } else { ("a", "none") };
+        return Err(PodError::State(format!(
+            "tty: the checkpoint's container has {has} terminal, and the request asks for {asks}"
+        )));
+    }
     let mounts = facts::asked_for(own, &wanted)?;
     let credentials = &plan.credentials;
     let changes = !credentials.no_new_privs || credentials.bounding & (SETUID | SETGID) != 0;
@@ -181,20 +169,31 @@ fn judged(images: &Path, own: &Own, plan: &LaunchPlan) -> Result<Judged, PodErro
         mounts: &mounts,
         capabilities: credentials.bounding,
         ids: (!changes).then_some((credentials.uid, credentials.gid)),
+        terminals: &own.terminals,
         filter: plan.seccomp.as_ref().map(|seccomp| seccomp.filter.0.as_slice()),
     };
-    let folder = File::open(images).map_err(doing("open the images of the checkpoint"))?;
-    let judged = judge(&folder, &allowed).map_err(|objection| match objection {
-        Objection::Io { .. } => PodError::failed("read the checkpoint", objection),
-        Objection::Damaged { .. } => PodError::Invalid(objection.to_string()),
-        Objection::NotAllowed(_) => PodError::State(objection.to_string()),
-    })?;
+    let judged = judge(Unpacked(folder).folder(facts::IMAGES)?, &allowed).map_err(objected)?;
     if judged.mounts != mounts {
         return Err(PodError::Invalid(
             "the mounts of the checkpoint are not those that it says it has".into(),
         ));
     }
     Ok(judged)
+}
+
+/// The AppArmor profile of a request.
+pub(super) fn apparmor(plan: &LaunchPlan) -> Option<String> {
+    let profile = plan.apparmor.as_ref()?.to_string_lossy().into_owned();
+    (profile != "unconfined").then_some(profile)
+}
+
+/// What is wrong with images, for the client.
+pub(super) fn objected(objection: Objection) -> PodError {
+    match objection {
+        Objection::Io { .. } => PodError::failed("read the checkpoint", objection),
+        Objection::Damaged { .. } => PodError::Invalid(objection.to_string()),
+        Objection::NotAllowed(_) => PodError::State(objection.to_string()),
+    }
 }
 
 /// Descriptors for the monitor, beside those of the launch.
@@ -223,7 +222,7 @@ pub(crate) async fn bring_back(
         let (folder, place, compiled) = (folder.clone(), place.clone(), compiled.clone());
         blocking("look at the checkpoint", move || {
             let own = Unpacked(&folder).own()?;
-            judged(&folder.join(facts::IMAGES), &own, &compiled.plan)?;
+            judged(&folder, &own, &compiled.plan)?;
             super::make_private(&place).map_err(doing(what))?;
             let output = File::create(folder.join("criu.out")).map_err(doing(what))?;
             Ok((own, output))
@@ -243,6 +242,11 @@ pub(crate) async fn bring_back(
         Answer::Restoring { pid, stdin, stdout, stderr } => (pid, [stdin, stdout, stderr]),
         Answer::Failed { stage, detail, errno, text } => {
             return Err(crate::start::launch_error(&compiled.plan, stage, detail, errno, &text));
+        }
+        Answer::Refused { why: Refusal::Malformed } if compiled.plan.terminal => {
+            return Err(PodError::State(
+                "the pod's monitor is older than checkpoints of terminals; the pod must be made anew for that".into(),
+            ));
         }
         other => return Err(PodError::failed(what, format!("the monitor answered {other:?}"))),
     };
@@ -323,6 +327,7 @@ impl Restoring {
                 .enumerate()
                 .map(|(index, point)| (point.clone(), at(index.to_string())))
                 .collect(),
+            apparmor: apparmor(&self.compiled.plan),
             descriptors: descriptors(own, numbers),
         };
         let result = service.restore(&wish, PATIENCE, |notice| self.hear(handle, notice));
@@ -424,15 +429,12 @@ fn descriptors(own: &Own, numbers: [i32; 3]) -> Vec<(String, i32)> {
             found.push((key.clone(), number));
         }
     }
+    // The launcher puts it there, twice: of each criu takes one and closes it.
+    found.extend(own.terminals.iter().cloned().zip([numbers[1], numbers[2]]));
     found
 }
 
 fn parent(pid: i32) -> Option<i32> {
     let text = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     text.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok()
-}
-
-/// The archive that an image's name stands for, if it is a path.
-pub(crate) fn archive_of(image: &str) -> Option<PathBuf> {
-    image.starts_with('/').then(|| PathBuf::from(image))
 }

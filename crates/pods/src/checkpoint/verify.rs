@@ -85,6 +85,25 @@ impl Tree {
         Ok(found.into_iter().collect())
     }
 
+    /// criu's names for the container's terminal: of the device behind /dev/console, and of /dev/tty, by which shells reach it.
+    pub(super) fn terminals(&self) -> io::Result<Vec<String>> {
+        // Linux' Documentation/admin-guide/devices.txt: the slaves of Unix 98 terminals, and /dev/tty.
+        const SLAVES: std::ops::RangeInclusive<u32> = 136..=143;
+        const OWN: (u32, u32) = (5, 0);
+        let mut found = Vec::new();
+        for path in [c"/dev/console", c"/dev/tty"] {
+            let Some(place) = self.find(path)? else { continue };
+            let stat = rustix::fs::fstat(&place)?;
+            let number = (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev));
+            if FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
+                && (SLAVES.contains(&number.0) || number == OWN)
+            {
+                found.push(format!("tty[{:x}:{:x}]", stat.st_rdev, stat.st_dev));
+            }
+        }
+        Ok(found)
+    }
+
     /// criu's name for a standard stream that leads out of the container; empty for one that does not.
     pub(super) fn stream(&self, number: i32, foreign: &[String]) -> String {
         let path = format!("/proc/{}/fd/{number}", self.pid);
@@ -189,7 +208,33 @@ fn rights(pid: i32, plan: &LaunchPlan) -> Result<(), String> {
     if plan.seccomp.is_some() && value("Seccomp:") != "2" {
         return Err(format!("process {pid} has no seccomp filter"));
     }
-    Ok(())
+    if let Some(label) = &plan.selinux
+        && !has_label(pid, &label.to_string_lossy())
+    {
+        return Err(format!("process {pid} has another SELinux label than {}", label.to_string_lossy()));
+    }
+    match &plan.apparmor {
+        Some(profile) if !is_confined(pid, &profile.to_string_lossy()) => Err(format!(
+            "process {pid} is not confined by the AppArmor profile {}",
+            profile.to_string_lossy()
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Whether SELinux says this label of a process; it has the file to itself, or the first word in it.
+fn has_label(pid: i32, label: &str) -> bool {
+    let said = fs::read_to_string(format!("/proc/{pid}/attr/current")).unwrap_or_default();
+    said.trim_end_matches(['\n', '\0']) == label
+}
+
+/// Whether AppArmor says `<profile> (<mode>)` of a process.
+fn is_confined(pid: i32, profile: &str) -> bool {
+    // The first since Linux 5.1; the second is whichever module comes first.
+    let said = fs::read_to_string(format!("/proc/{pid}/attr/apparmor/current"));
+    let said = said.or_else(|_| fs::read_to_string(format!("/proc/{pid}/attr/current"))).unwrap_or_default();
+    let said = said.trim_end_matches(['\n', '\0']);
+    said == profile || said.rsplit_once(" (").is_some_and(|(name, _)| name == profile)
 }
 
 /// Every mount of the plan is there, no more writable than asked for.

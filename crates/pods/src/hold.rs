@@ -1,0 +1,161 @@
+//! Launches in advance: from a container's creation on its monitor makes it as far as the hold point, while nobody waits.
+//!
+//! What fails here is forgotten, unless the start waits for it already: the start begins from the beginning, and tells. So
+//! that a volume may still be made between creation and start. A daemon that takes over does not know of holds, and need
+//! not: monitors take a launch for the release of what they hold, and a removal for its end.
+
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::sync::Arc;
+
+use bowline_linux::clone::ns;
+use bowline_model::spec::PodSpec;
+use bowline_monitor_proto::{Answer, Launch, Pids, Refusal, Request};
+use bowline_plan::Compiled;
+use bowline_store::ContainerRecord;
+use tokio::sync::watch;
+
+use crate::PodError;
+use crate::error::doing;
+use crate::monitor::Monitor;
+use crate::shared::{Shared, blocking};
+use crate::start::{Started, launch_error, open_all};
+
+/// How far a launch in advance is.
+#[derive(Debug, Clone)]
+enum Stage {
+    /// Its volumes are being opened.
+    Opening,
+    /// The monitor was asked.
+    Asked,
+    /// The monitor holds the container.
+    Held,
+    /// There is none.
+    Failed(PodError),
+}
+
+/// A launch in advance, for whoever does something with its container meanwhile.
+#[derive(Clone)]
+pub(crate) struct Hold(watch::Receiver<Stage>);
+
+/// The launch itself.
+pub(crate) struct Holding {
+    pub shared: Arc<Shared>,
+    pub monitor: Arc<Monitor>,
+    pub record: ContainerRecord,
+    pub compiled: Arc<Compiled>,
+    tell: watch::Sender<Stage>,
+}
+
+/// A launch in advance of a container, if it may have one.
+///
+/// It may not where somebody has a part in its start: hooks, criu, network devices and classes of service that are taken at
+/// that time. Nor where a container that runs could see it, as it has all privileges still: only in a PID namespace of its
+/// own it is out of sight.
+pub(crate) fn plan(
+    shared: &Arc<Shared>,
+    monitor: &Arc<Monitor>,
+    pod: &PodSpec,
+    record: &ContainerRecord,
+    compiled: &Arc<Compiled>,
+) -> Option<(Hold, Holding)> {
+    let alone = compiled.plan.new_namespaces & ns::PID != 0 && crate::user::of_pod(pod).is_none();
+    let plain = !record.restore
+        && compiled.hooks.is_none()
+        && compiled.intel_rdt.is_none()
+        && compiled.net_devices.is_empty();
+    if !(alone && plain && monitor.is_fresh()) {
+        return None;
+    }
+    let (tell, told) = watch::channel(Stage::Opening);
+    let (shared, monitor) = (shared.clone(), monitor.clone());
+    let (record, compiled) = (record.clone(), compiled.clone());
+    Some((Hold(told), Holding { shared, monitor, record, compiled, tell }))
+}
+
+impl Holding {
+    /// Launches as far as the hold point.
+    pub(crate) async fn run(self) {
+        let end = match self.launch().await {
+            Ok(()) => Stage::Held,
+            Err(error) => {
+                tracing::debug!(
+                    container = %self.record.id,
+                    error = %crate::chain(&error),
+                    "could not be launched in advance"
+                );
+                Stage::Failed(error)
+            }
+        };
+        self.tell.send_replace(end);
+    }
+
+    async fn launch(&self) -> Result<(), PodError> {
+        let (shared, record, compiled) = (self.shared.clone(), self.record.clone(), self.compiled.clone());
+        let open = move || open_all(&shared, &record, &compiled, None);
+        let opened = blocking("open the container's volumes", open).await?;
+        let launch = Launch {
+            container: *self.record.id.as_bytes(),
+            slot: self.record.slot,
+            log: opened.log.is_some(),
+            stdin: self.record.spec.stdin,
+            pids: Pids::Plan,
+        };
+        let mut descriptors: Vec<BorrowedFd<'_>> = vec![opened.plan.as_fd()];
+        descriptors.extend(opened.log.as_ref().map(|log| log.as_fd()));
+        descriptors.extend(opened.trees.iter().map(|tree| tree.as_fd()));
+        let answer = self.monitor.ask(Request::Hold { launch }, &descriptors);
+        let answer = answer.map_err(doing("launch the container"))?;
+        self.tell.send_replace(Stage::Asked);
+        let (answer, _) = answer.wait().await.map_err(doing("launch the container"))?;
+        match answer {
+            // Launched, if it was released on its way.
+            Answer::Done | Answer::Launched { .. } => Ok(()),
+            other => Err(refused(&self.compiled, other)),
+        }
+    }
+}
+
+impl Hold {
+    /// Waits until it is clear whether the container is held: whether it has its cgroups, and a process in them.
+    pub(crate) async fn is_held(mut self) -> bool {
+        let settled = |stage: &Stage| matches!(stage, Stage::Held | Stage::Failed(_));
+        self.0.wait_for(settled).await.is_ok_and(|stage| matches!(*stage, Stage::Held))
+    }
+
+    /// Lets the container go on. `None`: there is nothing that could.
+    pub(crate) async fn release(
+        mut self,
+        monitor: &Monitor,
+        record: &ContainerRecord,
+        compiled: &Compiled,
+    ) -> Result<Option<Started>, PodError> {
+        if matches!(*self.0.borrow(), Stage::Failed(_)) {
+            return Ok(None);
+        }
+        match self.0.wait_for(|stage| !matches!(stage, Stage::Opening)).await.as_deref() {
+            Ok(Stage::Failed(error)) => return Err(error.clone()),
+            Ok(_) => {}
+            Err(_) => return Ok(None),
+        }
+        // Behind the request to hold it on the same connection.
+        let release = Request::Release { container: *record.id.as_bytes() };
+        let answer = monitor.call(release, &[]).await;
+        match answer.map_err(doing("launch the container"))?.0 {
+            Answer::Launched { pid, started_at } => Ok(Some(Started { pid, at: started_at })),
+            Answer::Refused { why: Refusal::Unknown } => Ok(None),
+            other => Err(refused(compiled, other)),
+        }
+    }
+}
+
+/// What it means that a monitor has not launched a container.
+pub(crate) fn refused(compiled: &Compiled, answer: Answer) -> PodError {
+    let what = "launch the container";
+    match answer {
+        Answer::Failed { stage, detail, errno, text } => {
+            launch_error(&compiled.plan, stage, detail, errno, &text)
+        }
+        Answer::Refused { why } => PodError::failed(what, format!("the monitor refused: {why:?}")),
+        other => PodError::failed(what, format!("the monitor answered {other:?}")),
+    }
+}
