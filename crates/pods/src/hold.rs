@@ -4,12 +4,11 @@
 //! that a volume may still be made between creation and start. A daemon that takes over does not know of holds, and need
 //! not: monitors take a launch for the release of what they hold, and a removal for its end.
 
-use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::Arc;
 
 use bowline_linux::clone::ns;
 use bowline_model::spec::PodSpec;
-use bowline_monitor_proto::{Answer, Launch, Pids, Refusal, Request};
+use bowline_monitor_proto::{Answer, Pids, Refusal, Request};
 use bowline_plan::Compiled;
 use bowline_store::ContainerRecord;
 use tokio::sync::watch;
@@ -18,7 +17,7 @@ use crate::PodError;
 use crate::error::doing;
 use crate::monitor::Monitor;
 use crate::shared::{Shared, blocking};
-use crate::start::{Started, launch_error, open_all};
+use crate::start::{Started, in_order, launch_error, open_all};
 
 /// How far a launch in advance is.
 #[derive(Debug, Clone)]
@@ -39,10 +38,10 @@ pub(crate) struct Hold(watch::Receiver<Stage>);
 
 /// The launch itself.
 pub(crate) struct Holding {
-    pub shared: Arc<Shared>,
-    pub monitor: Arc<Monitor>,
-    pub record: ContainerRecord,
-    pub compiled: Arc<Compiled>,
+    shared: Arc<Shared>,
+    monitor: Arc<Monitor>,
+    record: ContainerRecord,
+    compiled: Arc<Compiled>,
     tell: watch::Sender<Stage>,
 }
 
@@ -93,17 +92,8 @@ impl Holding {
         let (shared, record, compiled) = (self.shared.clone(), self.record.clone(), self.compiled.clone());
         let open = move || open_all(&shared, &record, &compiled, None);
         let opened = blocking("open the container's volumes", open).await?;
-        let launch = Launch {
-            container: *self.record.id.as_bytes(),
-            slot: self.record.slot,
-            log: opened.log.is_some(),
-            stdin: self.record.spec.stdin,
-            pids: Pids::Plan,
-        };
-        let mut descriptors: Vec<BorrowedFd<'_>> = vec![opened.plan.as_fd()];
-        descriptors.extend(opened.log.as_ref().map(|log| log.as_fd()));
-        descriptors.extend(opened.trees.iter().map(|tree| tree.as_fd()));
-        let answer = self.monitor.ask(Request::Hold { launch }, &descriptors);
+        let launch = opened.launch(&self.record, Pids::Plan);
+        let answer = self.monitor.ask(Request::Hold { launch }, &in_order(opened.borrowed()));
         let answer = answer.map_err(doing("launch the container"))?;
         self.tell.send_replace(Stage::Asked);
         let (answer, _) = answer.wait().await.map_err(doing("launch the container"))?;

@@ -26,7 +26,7 @@ pub(crate) fn propagation_of(path: &Path) -> io::Result<(bool, bool)> {
 }
 
 /// mountinfo writes space, tab, newline and backslash as octal.
-fn unescape(text: &str) -> String {
+pub(crate) fn unescape(text: &str) -> String {
     text.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
 }
 

@@ -65,18 +65,8 @@ pub(crate) async fn start(
     let opened = opened.await.map_err(failed)?;
     drop(opening);
     let launching = stage("launch");
-    let launch = Launch {
-        container: *record.id.as_bytes(),
-        slot: record.slot,
-        log: opened.log.is_some(),
-        stdin: record.spec.stdin,
-        pids,
-    };
-    let borrowed = || crate::checkpoint::Opened {
-        plan: opened.plan.as_fd(),
-        log: opened.log.as_ref().map(|log| log.as_fd()),
-        trees: opened.trees.iter().map(|tree| tree.as_fd()).collect(),
-    };
+    let launch = opened.launch(&record, pids);
+    let borrowed = || opened.borrowed();
     if record.restore {
         drop(launching);
         let opened = borrowed();
@@ -112,10 +102,7 @@ async fn launch_plainly(
     launch: Launch,
     opened: crate::checkpoint::Opened<'_>,
 ) -> Result<Started, PodError> {
-    let mut descriptors: Vec<BorrowedFd<'_>> = vec![opened.plan];
-    descriptors.extend(opened.log);
-    descriptors.extend(opened.trees);
-    let answer = monitor.call(Request::Launch { launch }, &descriptors).await;
+    let answer = monitor.call(Request::Launch { launch }, &in_order(opened)).await;
     match answer.map_err(doing("launch the container"))?.0 {
         Answer::Launched { pid, started_at } => Ok(Started { pid, at: started_at }),
         other => Err(crate::hold::refused(compiled, other)),
@@ -176,6 +163,32 @@ pub(crate) struct Opened {
     pub plan: OwnedFd,
     pub log: Option<OwnedFd>,
     pub trees: Vec<OwnedFd>,
+}
+
+impl Opened {
+    /// The launch that it is for.
+    pub(crate) fn launch(&self, record: &ContainerRecord, pids: Pids) -> Launch {
+        Launch {
+            container: *record.id.as_bytes(),
+            slot: record.slot,
+            log: self.log.is_some(),
+            stdin: record.spec.stdin,
+            pids,
+        }
+    }
+
+    pub(crate) fn borrowed(&self) -> crate::checkpoint::Opened<'_> {
+        crate::checkpoint::Opened {
+            plan: self.plan.as_fd(),
+            log: self.log.as_ref().map(|log| log.as_fd()),
+            trees: self.trees.iter().map(|tree| tree.as_fd()).collect(),
+        }
+    }
+}
+
+/// The descriptors of a launch, as a monitor takes them.
+pub(crate) fn in_order(opened: crate::checkpoint::Opened<'_>) -> Vec<BorrowedFd<'_>> {
+    [opened.plan].into_iter().chain(opened.log).chain(opened.trees).collect()
 }
 
 /// Opens what a plan counts on; `user` is the pod's user namespace, for what is shown with its owners.

@@ -12,7 +12,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{AtFlags, CWD};
 use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 
-use super::start::{On, read_plan, refused, start_container};
+use super::start::{On, parts, refused, start_container};
 use super::{Control, Pod, failed_early, pipe};
 use crate::children::{Gate, Life, MAX_CONTAINERS, Waiting};
 use crate::log::Command;
@@ -34,11 +34,9 @@ impl Control {
         if pod.containers.len() >= MAX_CONTAINERS {
             return refused(Refusal::Full);
         }
-        let mut descriptors = descriptors.into_iter();
-        let plan = descriptors.next().and_then(|file| read_plan(&file));
-        let Some(mut plan) = plan else { return refused(Refusal::Malformed) };
-        let log = if wish.log { descriptors.next() } else { None };
-        let mut trees: Vec<OwnedFd> = descriptors.collect();
+        let Some((mut plan, log, mut trees)) = parts(wish, descriptors) else {
+            return refused(Refusal::Malformed);
+        };
         let (gate, end) = match pipe() {
             Ok(ends) => ends,
             Err(error) => return Some(failed_early("launching the container", &error)),
@@ -153,7 +151,7 @@ pub(super) fn ended_at_hold() -> Answer {
 /// Ours has seen no crash, and nothing was written through it.
 fn mark(plan: &LaunchPlan) -> Option<CString> {
     let Some(Rootfs::Overlay { work, .. }) = &plan.rootfs else { return None };
-    CString::new([work.as_bytes(), b"/work/incompat/volatile"].concat()).ok()
+    CString::new([work.as_bytes(), b"/work", b"/incompat/volatile"].concat()).ok()
 }
 
 /// Takes the mark away (Linux: fs/overlayfs/super.c, `volatile_path`). If that fails, so does the next launch, which tells.

@@ -42,6 +42,17 @@ pub(super) fn read_sealed(file: &OwnedFd, most: usize) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
+/// What comes along with a launch: plan, log, and what the plan counts on.
+pub(super) fn parts(
+    wish: &Launch,
+    descriptors: Vec<OwnedFd>,
+) -> Option<(LaunchPlan, Option<OwnedFd>, Vec<OwnedFd>)> {
+    let mut descriptors = descriptors.into_iter();
+    let plan = descriptors.next().and_then(|file| read_plan(&file))?;
+    let log = if wish.log { descriptors.next() } else { None };
+    Some((plan, log, descriptors.collect()))
+}
+
 impl Pod {
     fn launcher(&self) -> Launcher<'_> {
         Launcher {
@@ -103,11 +114,7 @@ impl Control {
         if pod.containers.len() >= MAX_CONTAINERS {
             return refused(Refusal::Full);
         }
-        let mut descriptors = descriptors.into_iter();
-        let plan = descriptors.next().and_then(|file| read_plan(&file));
-        let Some(plan) = plan else { return refused(Refusal::Malformed) };
-        let log = if wish.log { descriptors.next() } else { None };
-        let trees: Vec<OwnedFd> = descriptors.collect();
+        let Some((plan, log, trees)) = parts(wish, descriptors) else { return refused(Refusal::Malformed) };
         match start_container(pod, wish, &plan, &trees, log, Some(waiting), On::Exec) {
             Ok(pid) => {
                 self.watch_child(pid);

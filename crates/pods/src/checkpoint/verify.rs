@@ -14,6 +14,8 @@ use std::os::unix::fs::MetadataExt as _;
 use bowline_launch_plan::{LaunchPlan, Step};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, StatVfsMountFlags, StatxFlags, openat2};
 
+use crate::mount_table;
+
 /// A mount of a container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Mount {
@@ -129,10 +131,7 @@ fn parse(line: &str) -> Option<Mount> {
     let (front, back) = line.split_once(" - ")?;
     let mut front = front.split(' ');
     let id = front.next()?.parse().ok()?;
-    let point = front.nth(3)?;
-    // Space, tab, newline and backslash are written as octal.
-    let point =
-        point.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\");
+    let point = mount_table::unescape(front.nth(3)?);
     Some(Mount { id, point, kind: back.split(' ').next()?.to_owned() })
 }
 
@@ -222,7 +221,7 @@ fn rights(pid: i32, plan: &LaunchPlan) -> Result<(), String> {
     }
 }
 
-/// Whether SELinux says this label of a process; it has the file to itself, or the first word in it.
+/// Whether SELinux, where it is on the only module with labels in this file, says this one of a process.
 fn has_label(pid: i32, label: &str) -> bool {
     let said = fs::read_to_string(format!("/proc/{pid}/attr/current")).unwrap_or_default();
     said.trim_end_matches(['\n', '\0']) == label
