@@ -295,21 +295,37 @@ pub(crate) struct Record {
 
 /// Parses a log; each record must be whole.
 pub(crate) fn records(bytes: &[u8]) -> Result<Vec<Record>> {
+    let text = |part: &[u8]| String::from_utf8_lossy(part).into_owned();
     let mut found = Vec::new();
-    for line in bytes.split_inclusive(|byte| *byte == b'\n') {
-        let shown = || String::from_utf8_lossy(&line[..line.len().min(120)]).into_owned();
+    for line in lines(bytes) {
+        let shown = || text(&line[..line.len().min(120)]);
         let Some(line) = line.strip_suffix(b"\n") else { bail!("a record without its end: {:?}", shown()) };
-        let mut parts =
-            line.splitn(4, |byte| *byte == b' ').map(|part| String::from_utf8_lossy(part).into_owned());
-        let (Some(time), Some(stream), Some(tag)) = (parts.next(), parts.next(), parts.next()) else {
-            bail!("not a record: {:?}", shown());
-        };
-        let content = line.splitn(4, |byte| *byte == b' ').nth(3).map(<[u8]>::to_vec);
-        let Some(content) = content else { bail!("a record without content: {:?}", shown()) };
-        ensure!(tag == "F" || tag == "P", "a record with the tag {tag:?}");
-        found.push(Record { time, stream, full: tag == "F", content });
+        let Some([time, stream, tag, content]) = parts(line) else { bail!("not a record: {:?}", shown()) };
+        ensure!(tag == b"F" || tag == b"P", "a record with the tag {:?}", text(tag));
+        let content = content.to_vec();
+        found.push(Record { time: text(time), stream: text(stream), full: tag == b"F", content });
     }
     Ok(found)
+}
+
+/// The lines of a log, each with its end. A log may be long, and this program is built to be built quickly: so the
+/// bytes are looked at by a library that is built to be quick.
+pub(crate) fn lines(mut bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
+    std::iter::from_fn(move || {
+        let end = memchr::memchr(b'\n', bytes).map_or(bytes.len(), |at| at + 1);
+        let (line, rest) = bytes.split_at(end);
+        bytes = rest;
+        (!line.is_empty()).then_some(line)
+    })
+}
+
+/// Time, stream, tag and content of a record.
+pub(crate) fn parts(line: &[u8]) -> Option<[&[u8]; 4]> {
+    let split = |text| memchr::memchr(b' ', text).map(|at| (&text[..at], &text[at + 1..]));
+    let (time, rest) = split(line)?;
+    let (stream, rest) = split(rest)?;
+    let (tag, content) = split(rest)?;
+    Some([time, stream, tag, content])
 }
 
 /// What the helper said.

@@ -30,7 +30,7 @@ use crate::hold::Hold;
 use crate::monitor::{Heard, Monitor};
 use crate::nri::{Change, Turns};
 use crate::shared::{Shared, blocking, in_place, now, random_id};
-use crate::spare::Ready;
+use crate::spare::Taken;
 use crate::start::{Started, start};
 use crate::view::PodView;
 use crate::{PodError, checkpoint, operations, run_pod, stop_pod};
@@ -240,7 +240,7 @@ pub(crate) fn spawn(
     shared: Arc<Shared>,
     id: SandboxId,
     spec: Arc<PodSpec>,
-    spare: Option<Ready>,
+    spare: Option<Taken>,
 ) -> ActorHandle {
     let (commands, receiver) = mpsc::channel(COMMANDS);
     let (tell, born) = watch::channel(None);

@@ -1,5 +1,5 @@
 //! From what a client wants to a container that could be started: image, user, spec, plan, records. Nothing runs, and
-//! no descriptor is kept. Whatever can be found wrong is found here.
+//! no descriptor is kept but those that a launch in advance needs at once. Whatever can be found wrong is found here.
 
 use std::collections::BTreeMap;
 use std::ffi::CString;
@@ -25,7 +25,8 @@ use crate::checkpoint::{self, Origin, TakenIn};
 use crate::error::doing;
 use crate::nri::{Making, Settled};
 use crate::shared::Shared;
-use crate::{PodError, cdi, devices, files, net_devices, rdt, user, volumes};
+use crate::start::{Opening, begin_opening};
+use crate::{PodError, cdi, devices, files, hold, net_devices, rdt, user, volumes};
 
 /// The longest seccomp profile that is read from the host, in bytes.
 const MAX_PROFILE: u64 = 4 << 20;
@@ -34,6 +35,8 @@ const MAX_PROFILE: u64 = 4 << 20;
 pub(crate) struct Made {
     pub record: ContainerRecord,
     pub compiled: Compiled,
+    /// For a launch in advance.
+    pub opening: Option<Opening>,
     /// Held until it is visible.
     pub ticket: Ticket,
 }
@@ -46,6 +49,8 @@ pub(crate) struct Order {
     pub created_at: i64,
     /// The archive of a pod's checkpoint that it comes from.
     pub restore: Option<PathBuf>,
+    /// Whether its volumes may be opened now, for a launch in advance.
+    pub ahead: bool,
     /// Events of the pod that plugins have to be told of first.
     pub before: Option<Settled>,
 }
@@ -75,7 +80,7 @@ pub(crate) fn create(shared: &Shared, pod: &PodRecord, mut order: Order) -> Resu
             tracing::error!(container = %id, error = %crate::chain(&error), "what was made of a container is left behind");
         }
     }
-    made.map(|(record, compiled)| Made { record, compiled, ticket: making.ticket })
+    made.map(|(record, compiled, opening)| Made { record, compiled, opening, ticket: making.ticket })
 }
 
 /// The checkpoint that a container comes from, by its image's name or by its pod's.
@@ -109,8 +114,8 @@ fn build(
     image_volumes: Vec<ImageVolumeRecord>,
     making: &mut Making,
     taken: Option<TakenIn>,
-) -> Result<(ContainerRecord, Compiled), PodError> {
-    let Order { id, spec, slot, created_at, .. } = order;
+) -> Result<(ContainerRecord, Compiled, Option<Opening>), PodError> {
+    let Order { id, spec, slot, created_at, ahead, .. } = order;
     user::check_container(&pod.spec, &spec)?;
     let user = resolve_user(shared, &spec, image, layers)?;
     let cgroup = format!("{}/{id}", pod.cgroup);
@@ -148,10 +153,6 @@ fn build(
     };
     let mut stored = Stored { spec: oci, directories, device_sources };
     making.adjust(shared, pod, &mut record, &mut stored)?;
-    files::allocate_slot(&shared.config.state, &pod.id, slot)
-        .map_err(doing("allocate a slot for the exit"))?;
-    shared.store.write_config(&pod.id, &id, &stored).map_err(doing("write the container's spec"))?;
-    make_writable_layer(shared, &pod.spec, &record)?;
     let compiled = compile(shared, &pod.spec, &record, &stored)?;
     let networks = stored.spec.linux.iter().flat_map(|linux| &linux.namespaces);
     let own_network = networks.into_iter().any(|namespace| namespace.kind == NamespaceType::Network);
@@ -165,11 +166,20 @@ fn build(
             "the container comes from a checkpoint, and a CDI device or an NRI plugin gives it hooks; it can have no hooks".into(),
         ));
     }
+    // A worker is at it while we write. What it makes, the log and folders that are missing, is nothing that goes with
+    // the container.
+    let ahead = ahead && hold::may_be(&pod.spec, &record, &compiled);
+    // What is wrong with them is for the start to find out: it may be right by then.
+    let opening = if ahead { begin_opening(shared, &record, &compiled).ok() } else { None };
+    files::allocate_slot(&shared.config.state, &pod.id, slot)
+        .map_err(doing("allocate a slot for the exit"))?;
+    shared.store.write_config(&pod.id, &id, &stored).map_err(doing("write the container's spec"))?;
+    make_writable_layer(shared, &pod.spec, &record)?;
     if let Some(taken) = taken {
         taken.keep(shared, pod, &record, &stored, &compiled)?;
     }
     shared.store.write_container(&record).map_err(doing("record the container"))?;
-    Ok((record, compiled))
+    Ok((record, compiled, opening))
 }
 
 /// The OCI spec as it is stored, with what has no place in one.

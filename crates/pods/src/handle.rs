@@ -221,9 +221,9 @@ impl Pods {
                 }
                 None => {
                     let spare = if run_pod::takes_spare(&spec) { self.0.spare.take() } else { None };
-                    let id = match &spare {
-                        Some(ready) => ready.id.clone(),
-                        None => SandboxId::from_bytes(random_id()),
+                    let (id, spare) = match spare {
+                        Some((id, taken)) => (id, Some(taken)),
+                        None => (SandboxId::from_bytes(random_id()), None),
                     };
                     let handle = actor::spawn(self.0.clone(), id, Arc::new(spec), spare);
                     actors.by_name.insert(handle.spec.metadata.clone(), handle.clone());

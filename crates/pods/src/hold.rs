@@ -16,8 +16,8 @@ use tokio::sync::watch;
 use crate::PodError;
 use crate::error::doing;
 use crate::monitor::Monitor;
-use crate::shared::{Shared, blocking};
-use crate::start::{Started, in_order, launch_error, open_all};
+use crate::shared::{Shared, blocking, in_place};
+use crate::start::{Opening, Started, in_order, launch_error};
 
 /// How far a launch in advance is.
 #[derive(Debug, Clone)]
@@ -42,66 +42,81 @@ pub(crate) struct Holding {
     monitor: Arc<Monitor>,
     record: ContainerRecord,
     compiled: Arc<Compiled>,
+    opening: Opening,
     tell: watch::Sender<Stage>,
 }
 
-/// A launch in advance of a container, if it may have one.
+/// Whether a container may be launched in advance.
 ///
 /// It may not where somebody has a part in its start: hooks, criu, network devices and classes of service that are taken at
 /// that time. Nor where a container that runs could see it, as it has all privileges still: only in a PID namespace of its
 /// own it is out of sight.
-pub(crate) fn plan(
-    shared: &Arc<Shared>,
-    monitor: &Arc<Monitor>,
-    pod: &PodSpec,
-    record: &ContainerRecord,
-    compiled: &Arc<Compiled>,
-) -> Option<(Hold, Holding)> {
+pub(crate) fn may_be(pod: &PodSpec, record: &ContainerRecord, compiled: &Compiled) -> bool {
     let alone = compiled.plan.new_namespaces & ns::PID != 0 && crate::user::of_pod(pod).is_none();
     let plain = !record.restore
         && compiled.hooks.is_none()
         && compiled.intel_rdt.is_none()
         && compiled.net_devices.is_empty();
-    if !(alone && plain && monitor.is_fresh()) {
-        return None;
-    }
+    alone && plain
+}
+
+/// The launch in advance of a container that may have one, whose volumes are being opened.
+pub(crate) fn plan(
+    shared: &Arc<Shared>,
+    monitor: &Arc<Monitor>,
+    record: &ContainerRecord,
+    compiled: &Arc<Compiled>,
+    opening: Opening,
+) -> (Hold, Holding) {
     let (tell, told) = watch::channel(Stage::Opening);
     let (shared, monitor) = (shared.clone(), monitor.clone());
     let (record, compiled) = (record.clone(), compiled.clone());
-    Some((Hold(told), Holding { shared, monitor, record, compiled, tell }))
+    (Hold(told), Holding { shared, monitor, record, compiled, opening, tell })
 }
 
 impl Holding {
     /// Launches as far as the hold point.
     pub(crate) async fn run(self) {
-        let end = match self.launch().await {
+        let Holding { shared, monitor, record, compiled, opening, tell } = self;
+        let end = match launch(shared, &monitor, &record, &compiled, opening, &tell).await {
             Ok(()) => Stage::Held,
             Err(error) => {
                 tracing::debug!(
-                    container = %self.record.id,
+                    container = %record.id,
                     error = %crate::chain(&error),
                     "could not be launched in advance"
                 );
                 Stage::Failed(error)
             }
         };
-        self.tell.send_replace(end);
+        tell.send_replace(end);
     }
+}
 
-    async fn launch(&self) -> Result<(), PodError> {
-        let (shared, record, compiled) = (self.shared.clone(), self.record.clone(), self.compiled.clone());
-        let open = move || open_all(&shared, &record, &compiled, None);
-        let opened = blocking("open the container's volumes", open).await?;
-        let launch = opened.launch(&self.record, Pids::Plan);
-        let answer = self.monitor.ask(Request::Hold { launch }, &in_order(opened.borrowed()));
-        let answer = answer.map_err(doing("launch the container"))?;
-        self.tell.send_replace(Stage::Asked);
-        let (answer, _) = answer.wait().await.map_err(doing("launch the container"))?;
-        match answer {
-            // Launched, if it was released on its way.
-            Answer::Done | Answer::Launched { .. } => Ok(()),
-            other => Err(refused(&self.compiled, other)),
-        }
+async fn launch(
+    shared: Arc<Shared>,
+    monitor: &Monitor,
+    record: &ContainerRecord,
+    compiled: &Arc<Compiled>,
+    opening: Opening,
+    tell: &watch::Sender<Stage>,
+) -> Result<(), PodError> {
+    let opened = {
+        let (record, compiled) = (record.clone(), compiled.clone());
+        let what = "open the container's volumes";
+        let is_quick = opening.has_begun();
+        let finish = move || opening.finish(&shared, &record, &compiled, None);
+        if is_quick { in_place(what, finish).await? } else { blocking(what, finish).await? }
+    };
+    let launch = opened.launch(record, Pids::Plan);
+    let answer = monitor.ask(Request::Hold { launch }, &in_order(opened.borrowed()));
+    let answer = answer.map_err(doing("launch the container"))?;
+    tell.send_replace(Stage::Asked);
+    let (answer, _) = answer.wait().await.map_err(doing("launch the container"))?;
+    match answer {
+        // Launched, if it was released on its way.
+        Answer::Done | Answer::Launched { .. } => Ok(()),
+        other => Err(refused(compiled, other)),
     }
 }
 

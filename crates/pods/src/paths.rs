@@ -17,7 +17,7 @@
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::process::Child;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bowline_linux::message;
@@ -69,43 +69,47 @@ enum Lost {
     Patience(usize),
 }
 
+/// Paths that a worker is opening. Dropped before they are all there, that worker is ended.
+pub(crate) struct Opening {
+    paths: Arc<Paths>,
+    wishes: Vec<Wish>,
+    patience: Duration,
+    deadline: Instant,
+    /// And whether it was kept from before.
+    worker: Option<(Worker, bool)>,
+    /// How many wishes it has heard of already.
+    asked: usize,
+}
+
 impl Paths {
     /// Opens all that is wished for, or says which one failed: its number, and why. Blocking, at most about as long as
     /// `patience`.
     pub(crate) fn open(
-        &self,
+        self: &Arc<Self>,
         program: &Program,
-        wishes: &[Wish],
+        wishes: Vec<Wish>,
         patience: Duration,
     ) -> Result<Vec<Answer>, (usize, PodError)> {
-        if wishes.is_empty() {
-            return Ok(Vec::new());
-        }
+        self.begin(program, wishes, patience)?.finish(program)
+    }
+
+    /// The same for a caller that has something else to do meanwhile.
+    pub(crate) fn begin(
+        self: &Arc<Self>,
+        program: &Program,
+        wishes: Vec<Wish>,
+        patience: Duration,
+    ) -> Result<Opening, (usize, PodError)> {
         let deadline = Instant::now() + patience;
-        // One that was kept may have been killed meanwhile, by whomever; a new one has no such excuse.
-        let mut fresh = false;
-        loop {
-            let (mut worker, kept) = self.take(program, fresh).map_err(|error| (0, error))?;
-            match converse(&mut worker, wishes, deadline) {
-                Ok(answers) => {
-                    self.give_back(worker);
-                    return sort_out(answers);
-                }
-                Err(Lost::Patience(at)) => {
-                    self.abandon(worker);
-                    let text = format!("it takes more than {patience:?}: its file system hangs");
-                    return Err((at, PodError::Deadline(text)));
-                }
-                Err(Lost::Ended(_)) if kept => {
-                    self.abandon(worker);
-                    fresh = true;
-                }
-                Err(Lost::Ended(error)) => {
-                    self.abandon(worker);
-                    return Err((0, PodError::failed("talk to the worker that opens paths", error)));
-                }
-            }
+        let mut worker = None;
+        let mut asked = 0;
+        if !wishes.is_empty() {
+            let (taken, kept) = self.take(program, false).map_err(|error| (0, error))?;
+            // One that is gone shows when it is waited for.
+            asked = ask(&taken, &wishes[..wishes.len().min(WINDOW)]).map_or(0, |()| wishes.len().min(WINDOW));
+            worker = Some((taken, kept));
         }
+        Ok(Opening { paths: self.clone(), wishes, patience, deadline, worker, asked })
     }
 
     /// Starts the worker that is always kept.
@@ -202,21 +206,76 @@ impl Paths {
     }
 }
 
+impl Opening {
+    /// Waits for what was wished for, or says which one failed: its number, and why.
+    pub(crate) fn finish(mut self, program: &Program) -> Result<Vec<Answer>, (usize, PodError)> {
+        if self.wishes.is_empty() {
+            return Ok(Vec::new());
+        }
+        loop {
+            // One that was kept may have been killed meanwhile, by whomever; a new one has no such excuse.
+            let (mut worker, kept) = match self.worker.take() {
+                Some(taken) => taken,
+                None => self.paths.take(program, true).map_err(|error| (0, error))?,
+            };
+            match converse(&mut worker, &self.wishes, std::mem::take(&mut self.asked), self.deadline) {
+                Ok(answers) => {
+                    self.paths.give_back(worker);
+                    return sort_out(answers);
+                }
+                Err(Lost::Patience(at)) => {
+                    self.paths.abandon(worker);
+                    let text = format!("it takes more than {:?}: its file system hangs", self.patience);
+                    return Err((at, PodError::Deadline(text)));
+                }
+                Err(Lost::Ended(_)) if kept => self.paths.abandon(worker),
+                Err(Lost::Ended(error)) => {
+                    self.paths.abandon(worker);
+                    return Err((0, PodError::failed("talk to the worker that opens paths", error)));
+                }
+            }
+        }
+    }
+
+    /// Whether the first answer has come: the others are close behind.
+    pub(crate) fn has_begun(&self) -> bool {
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        self.worker.as_ref().is_none_or(|(worker, _)| {
+            poll(&mut [PollFd::new(&worker.socket, PollFlags::IN)], Some(&now)).is_ok_and(|ready| ready > 0)
+        })
+    }
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        if let Some((worker, _)) = self.worker.take() {
+            self.paths.abandon(worker);
+        }
+    }
+}
+
 fn prune(hung: &mut Vec<Child>) {
     hung.retain_mut(|child| matches!(child.try_wait(), Ok(None)));
 }
 
+fn ask(worker: &Worker, wishes: &[Wish]) -> io::Result<()> {
+    wishes.iter().try_for_each(|wish| {
+        message::send(worker.socket.as_fd(), &encode(&PathRequest { wish: wish.clone() }), &[])
+    })
+}
+
+/// All answers, of a worker that has been `asked` for the first window already, or for nothing.
 fn converse(
     worker: &mut Worker,
     wishes: &[Wish],
+    asked: usize,
     deadline: Instant,
 ) -> Result<Vec<(Opened, Option<OwnedFd>)>, Lost> {
     let mut answers = Vec::with_capacity(wishes.len());
     let mut buffer = vec![0u8; MAX_MESSAGE];
-    for window in wishes.chunks(WINDOW) {
-        for wish in window {
-            let request = encode(&PathRequest { wish: wish.clone() });
-            message::send(worker.socket.as_fd(), &request, &[]).map_err(Lost::Ended)?;
+    for (number, window) in wishes.chunks(WINDOW).enumerate() {
+        if number > 0 || asked == 0 {
+            ask(worker, window).map_err(Lost::Ended)?;
         }
         for _ in window {
             wait(worker, deadline, answers.len())?;

@@ -31,7 +31,7 @@ use crate::files::{self, PodFiles};
 use crate::monitor::{self, Heard, Monitor};
 use crate::operations::stage;
 use crate::shared::{Shared, blocking, in_place};
-use crate::spare::{Ready, Waiting};
+use crate::spare::{Taken, Waiting};
 use crate::{PodError, driver, netns, scope};
 
 /// A pod that is up.
@@ -57,7 +57,7 @@ pub(crate) async fn bring_up(
     shared: &Arc<Shared>,
     id: &SandboxId,
     spec: &Arc<PodSpec>,
-    spare: Option<Ready>,
+    spare: Option<Taken>,
 ) -> Result<Up, (PodError, Option<PodRecord>)> {
     let driver = shared.config.cgroup_driver.driver;
     let cgroup = driver::pod_cgroup(driver, &shared.cgroup_root(), &spec.cgroup_parent, id);
@@ -150,29 +150,27 @@ pub(crate) fn hostname(shared: &Shared, id: &SandboxId, spec: &PodSpec) -> Strin
 async fn steps(
     shared: &Arc<Shared>,
     mut record: PodRecord,
-    spare: Option<Ready>,
+    spare: Option<Taken>,
     told: &mut Option<PodRecord>,
 ) -> Result<Up, PodError> {
     let own_network = record.spec.security.namespaces.network != NamespaceMode::Node;
     crate::user::check_pod(shared, &record.spec)?;
     let own_users = crate::user::of_pod(&record.spec).is_some();
-    let (spare, waiting) = match spare {
-        Some(spare) => (Some(spare.network), spare.monitor),
-        None => (None, None),
-    };
     // A namespace that only a descriptor keeps goes with us: it may come before the intent is recorded.
     let network = async {
         if !own_network || own_users {
-            return Ok(None);
+            return Ok((None, None));
         }
-        if let Some(spare) = spare {
-            return Ok(Some(Arc::new(spare)));
+        if let Some(taken) = spare
+            && let Some(ready) = taken.arrived().await
+        {
+            return Ok((Some(Arc::new(ready.network)), ready.monitor));
         }
         let make = || netns::make().map_err(doing("make a network namespace"));
-        blocking("make a network namespace", make).await.map(|made| Some(Arc::new(made)))
+        blocking("make a network namespace", make).await.map(|made| (Some(Arc::new(made)), None))
     };
     let (network, files) = tokio::join!(network, prepare(shared, &record));
-    let (network, files) = (network?, files?);
+    let ((network, waiting), files) = (network?, files?);
     let monitor = monitor_with_setup(shared, &record, &files, network.as_deref(), waiting);
     let (attached, started) = if own_users {
         // The pod's user namespace must own its network namespace, so the monitor makes both.

@@ -40,7 +40,7 @@ pub(crate) struct Shared {
     pub selinux: Selinux,
     pub program: Program,
     /// Opens what the host's file systems hold.
-    pub paths: Paths,
+    pub paths: Arc<Paths>,
     /// The base mount namespace.
     pub base: OwnedFd,
     pub null: OwnedFd,
@@ -108,7 +108,7 @@ impl Shared {
             apparmor,
             selinux,
             program,
-            paths: Paths::default(),
+            paths: Arc::default(),
             base,
             null,
             user_namespaces,

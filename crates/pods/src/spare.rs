@@ -13,13 +13,14 @@
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bowline_linux::clone::Cloned;
 use bowline_model::SandboxId;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
+use tokio::sync::oneshot;
 
 use crate::driver::CgroupDriver;
 use crate::error::doing;
@@ -29,33 +30,73 @@ use crate::{PodError, netns};
 /// How long a monitor whose socket is closed may take to end before it is killed.
 const END: Duration = Duration::from_secs(1);
 
-/// What is ready for the next pod; one at a time.
+/// What is ready for the next pod, or being made for it; one at a time.
 #[derive(Default)]
 pub struct Spare {
-    ready: Mutex<Option<Ready>>,
-    making: Mutex<()>,
+    state: Mutex<State>,
     wishes: AtomicU64,
+}
+
+#[derive(Default)]
+enum State {
+    #[default]
+    Empty,
+    /// Somebody makes one with this id; for a pod that has come meanwhile, if it has.
+    Making(SandboxId, Option<oneshot::Sender<Ready>>),
+    Ready(SandboxId, Ready),
 }
 
 /// The parts for one pod.
 pub struct Ready {
-    /// The pod's id.
-    pub id: SandboxId,
     /// Its network namespace.
     pub network: OwnedFd,
     /// Its monitor, which has heard nothing yet.
     pub monitor: Option<Waiting>,
 }
 
+/// What a pod took.
+pub enum Taken {
+    /// It was ready.
+    Ready(Ready),
+    /// It is being made. To make another beside it would take longer: both wait for the kernel's locks of links and
+    /// namespaces.
+    Coming(oneshot::Receiver<Ready>),
+}
+
+impl Taken {
+    /// The parts, once they are made; nothing if they could not be.
+    pub async fn arrived(self) -> Option<Ready> {
+        match self {
+            Taken::Ready(ready) => Some(ready),
+            Taken::Coming(coming) => coming.await.ok(),
+        }
+    }
+}
+
 impl Spare {
-    /// What is ready.
-    pub fn take(&self) -> Option<Ready> {
-        self.ready().take()
+    /// What is ready or being made, with the id that it is for.
+    pub fn take(&self) -> Option<(SandboxId, Taken)> {
+        let mut state = self.state();
+        match std::mem::take(&mut *state) {
+            State::Ready(id, ready) => Some((id, Taken::Ready(ready))),
+            State::Making(id, None) => {
+                let (send, coming) = oneshot::channel();
+                *state = State::Making(id.clone(), Some(send));
+                Some((id, Taken::Coming(coming)))
+            }
+            other => {
+                *state = other;
+                None
+            }
+        }
     }
 
     /// The process that waits to be a pod's monitor.
     pub fn monitor(&self) -> Option<i32> {
-        self.ready().as_ref().and_then(|ready| ready.monitor.as_ref()).and_then(Waiting::pid)
+        match &*self.state() {
+            State::Ready(_, ready) => ready.monitor.as_ref().and_then(Waiting::pid),
+            _ => None,
+        }
     }
 
     /// Somebody wants it filled at another time than those before.
@@ -72,22 +113,30 @@ impl Spare {
     /// Makes a set, unless there is one, or somebody makes it; links only if `links` says so. Failures are for those who need
     /// a part: the next pod tries itself, and says why not.
     pub fn fill(&self, shared: &Shared, links: bool) {
-        let _making = match self.making.try_lock() {
-            Ok(making) => making,
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            Err(TryLockError::WouldBlock) => return,
+        let id = {
+            let mut state = self.state();
+            let State::Empty = *state else { return };
+            let id = SandboxId::from_bytes(random_id());
+            *state = State::Making(id.clone(), None);
+            id
         };
-        if self.ready().is_some() {
-            return;
-        }
+        // Whatever happens, nobody waits for it in vain.
+        let _unmade = Unmade(self);
         let Ok(network) = netns::make() else { return };
-        let id = SandboxId::from_bytes(random_id());
         let name = id.to_string();
         if links && let Err(error) = shared.cni.prepare(&name, netns::IF_NAME, network.as_fd()) {
             tracing::debug!(error = %crate::chain(&error), "the next pod's links could not be made in advance");
         }
         let monitor = Waiting::start(shared, &name).ok();
-        *self.ready() = Some(Ready { id, network, monitor });
+        let ready = Ready { network, monitor };
+        let mut state = self.state();
+        if let State::Making(_, Some(pod)) = std::mem::take(&mut *state) {
+            drop(state);
+            // A pod that is gone already has used up the id; what is dropped here ends.
+            let _ = pod.send(ready);
+        } else {
+            *state = State::Ready(id, ready);
+        }
     }
 
     /// Gives up what is ready.
@@ -96,8 +145,20 @@ impl Spare {
         shared.cni.forget_spare();
     }
 
-    fn ready(&self) -> MutexGuard<'_, Option<Ready>> {
-        self.ready.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The end of making a set, whether or not it was made.
+struct Unmade<'a>(&'a Spare);
+
+impl Drop for Unmade<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.state();
+        if let State::Making(..) = *state {
+            *state = State::Empty;
+        }
     }
 }
 

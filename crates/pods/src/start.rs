@@ -191,6 +191,14 @@ pub(crate) fn in_order(opened: crate::checkpoint::Opened<'_>) -> Vec<BorrowedFd<
     [opened.plan].into_iter().chain(opened.log).chain(opened.trees).collect()
 }
 
+/// What a plan counts on, being opened.
+pub(crate) struct Opening {
+    plan: OwnedFd,
+    /// What the worker is asked for, in words.
+    names: Vec<String>,
+    paths: crate::paths::Opening,
+}
+
 /// Opens what a plan counts on; `user` is the pod's user namespace, for what is shown with its owners.
 pub(crate) fn open_all(
     shared: &Shared,
@@ -198,6 +206,15 @@ pub(crate) fn open_all(
     compiled: &Compiled,
     user: Option<&OwnedFd>,
 ) -> Result<Opened, PodError> {
+    begin_opening(shared, record, compiled)?.finish(shared, record, compiled, user)
+}
+
+/// Has a worker begin with it.
+pub(crate) fn begin_opening(
+    shared: &Shared,
+    record: &ContainerRecord,
+    compiled: &Compiled,
+) -> Result<Opening, PodError> {
     let plan = sealed(&compiled.plan.encode()).map_err(doing("seal the launch plan"))?;
     let (mut wishes, mut names) = (Vec::new(), Vec::new());
     if !record.log_path.is_empty() {
@@ -214,37 +231,57 @@ pub(crate) fn open_all(
             names.push(format!("open {path} ({field})"));
         }
     }
-    let opened = shared.paths.open(&shared.program, &wishes, shared.config.path_patience);
-    let opened = opened.map_err(|(at, error)| named(names.get(at), error))?;
-    let mut opened = opened.into_iter();
-    let mut next = || {
-        let (_, opened) = opened.next().ok_or_else(missing)?;
-        opened.ok_or_else(missing)
-    };
-    let log = if record.log_path.is_empty() { None } else { Some(next()?) };
-    let trees = compiled.descriptors.iter().map(|descriptor| match descriptor {
-        Descriptor::HostTree { path, idmap, field, recursive, follow } => {
-            let tree = match is_own(shared, path) {
-                true => own_tree(path, *recursive, *follow)?,
-                false => next()?,
-            };
-            // The only mappings that a container's mounts may have are its pod's.
-            if let (Some(wish), Some(user)) = (idmap, user) {
-                show_owners(&tree, user, wish.recursive, &format!("{path} ({field})"))?;
+    let paths = shared.paths.begin(&shared.program, wishes, shared.config.path_patience);
+    let paths = paths.map_err(|(at, error)| named(names.get(at), error))?;
+    Ok(Opening { plan, names, paths })
+}
+
+impl Opening {
+    /// Whether what it waits for has come, or comes any moment.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.paths.has_begun()
+    }
+
+    /// Waits for all of it.
+    pub(crate) fn finish(
+        self,
+        shared: &Shared,
+        record: &ContainerRecord,
+        compiled: &Compiled,
+        user: Option<&OwnedFd>,
+    ) -> Result<Opened, PodError> {
+        let Opening { plan, names, paths } = self;
+        let opened = paths.finish(&shared.program).map_err(|(at, error)| named(names.get(at), error))?;
+        let mut opened = opened.into_iter();
+        let mut next = || {
+            let (_, opened) = opened.next().ok_or_else(missing)?;
+            opened.ok_or_else(missing)
+        };
+        let log = if record.log_path.is_empty() { None } else { Some(next()?) };
+        let trees = compiled.descriptors.iter().map(|descriptor| match descriptor {
+            Descriptor::HostTree { path, idmap, field, recursive, follow } => {
+                let tree = match is_own(shared, path) {
+                    true => own_tree(path, *recursive, *follow)?,
+                    false => next()?,
+                };
+                // The only mappings that a container's mounts may have are its pod's.
+                if let (Some(wish), Some(user)) = (idmap, user) {
+                    show_owners(&tree, user, wish.recursive, &format!("{path} ({field})"))?;
+                }
+                Ok(tree)
             }
-            Ok(tree)
-        }
-        Descriptor::Namespace { path, .. } => {
-            let opened = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
-            opened.map_err(|errno| doing(format!("open the namespace {path}"))(io::Error::from(errno)))
-        }
-        // Only bundles have one, and no bundle comes here.
-        Descriptor::Rootfs { path } => {
-            Err(PodError::failed("open the root", format!("{path} is a root that is no image")))
-        }
-    });
-    let trees = trees.collect::<Result<Vec<_>, _>>()?;
-    Ok(Opened { plan, log, trees })
+            Descriptor::Namespace { path, .. } => {
+                let opened = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+                opened.map_err(|errno| doing(format!("open the namespace {path}"))(io::Error::from(errno)))
+            }
+            // Only bundles have one, and no bundle comes here.
+            Descriptor::Rootfs { path } => {
+                Err(PodError::failed("open the root", format!("{path} is a root that is no image")))
+            }
+        });
+        let trees = trees.collect::<Result<Vec<_>, _>>()?;
+        Ok(Opened { plan, log, trees })
+    }
 }
 
 /// The SELinux label of a volume that is to have another.
@@ -292,8 +329,8 @@ fn named(what: Option<&String>, error: PodError) -> PodError {
 
 /// Opens a log to append to; an existing one is never cut short.
 pub(crate) fn open_log(shared: &Shared, path: &str) -> Result<OwnedFd, PodError> {
-    let wish = [Wish::Log { path: c_path(path)? }];
-    let opened = shared.paths.open(&shared.program, &wish, shared.config.path_patience);
+    let wish = vec![Wish::Log { path: c_path(path)? }];
+    let opened = shared.paths.open(&shared.program, wish, shared.config.path_patience);
     let what = format!("open the log {path}");
     let mut opened = opened.map_err(|(_, error)| named(Some(&what), error))?;
     opened.pop().and_then(|(_, log)| log).ok_or_else(missing)
@@ -301,8 +338,8 @@ pub(crate) fn open_log(shared: &Shared, path: &str) -> Result<OwnedFd, PodError>
 
 /// Makes a folder of the host unless something is there; its path without symlinks.
 pub(crate) fn host_folder(shared: &Shared, path: &str, what: &str) -> Result<PathBuf, PodError> {
-    let wish = [Wish::Folder { path: c_path(path)? }];
-    let opened = shared.paths.open(&shared.program, &wish, shared.config.path_patience);
+    let wish = vec![Wish::Folder { path: c_path(path)? }];
+    let opened = shared.paths.open(&shared.program, wish, shared.config.path_patience);
     let mut opened = opened.map_err(|(_, error)| named(Some(&what.to_owned()), error))?;
     let (real, _) = opened.pop().ok_or_else(missing)?;
     Ok(PathBuf::from(OsString::from_vec(real)))

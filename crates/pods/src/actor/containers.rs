@@ -71,6 +71,7 @@ impl Actor {
             slot,
             created_at: self.shared.created_now(),
             restore,
+            ahead: self.monitor.as_ref().is_some_and(|monitor| monitor.is_fresh()),
             before: self.shared.nri.active().then(|| self.turns.settled()),
         };
         self.creating.insert(key.clone(), Creating { spec: Arc::new(spec), slot, waiting: vec![reply] });
@@ -107,7 +108,7 @@ impl Actor {
             Ok(made) => {
                 let id = made.record.id.clone();
                 let (record, compiled) = (made.record, Arc::new(made.compiled));
-                let hold = self.begin_hold(&record, &compiled);
+                let hold = made.opening.and_then(|opening| self.begin_hold(&record, &compiled, opening));
                 self.put(record, Life::Created, Some(compiled), hold);
                 drop(made.ticket);
                 self.tell_of(&id, PodEventKind::Created);

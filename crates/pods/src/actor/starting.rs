@@ -4,6 +4,7 @@ use bowline_nri::api::Event as NriEvent;
 
 use super::containers::exec_base;
 use super::*;
+use crate::start::Opening;
 
 /// When, after a container has started, the next pod's parts are made: beside the answer, or the call that follows it, that
 /// would cost this pod what it saves the next one.
@@ -38,9 +39,14 @@ impl Actor {
     }
 
     /// Has the monitor make a new container as far as it can before anybody asks for its start.
-    pub(super) fn begin_hold(&mut self, record: &ContainerRecord, compiled: &Arc<Compiled>) -> Option<Hold> {
-        let monitor = self.monitor.as_ref()?;
-        let (hold, holding) = crate::hold::plan(&self.shared, monitor, &self.spec, record, compiled)?;
+    pub(super) fn begin_hold(
+        &mut self,
+        record: &ContainerRecord,
+        compiled: &Arc<Compiled>,
+        opening: Opening,
+    ) -> Option<Hold> {
+        let monitor = self.monitor.as_ref().filter(|monitor| monitor.is_fresh())?;
+        let (hold, holding) = crate::hold::plan(&self.shared, monitor, record, compiled, opening);
         self.spawn(async move {
             holding.run().await;
             Done::Nothing
