@@ -23,7 +23,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::{build, critest, install};
 
 const HELP: &str = "\
-cargo xtask vm [--kernel 6.1|6.12] [--systemd | --selinux] [--timeout SECONDS] [--with FILE].. COMMAND..
+cargo xtask vm [--kernel 6.1|6.12] [--systemd | --selinux] [--release] [--timeout SECONDS] [--with FILE].. COMMAND..
 cargo xtask vm [OPTIONS] critest --images LAYOUT [ARGS]
 cargo xtask vm smoke
 
@@ -36,6 +36,7 @@ On the guest's PATH: bowline, check-own, with-daemon, demo, criu, and the tests 
   --kernel    6.1 (bookworm, default) or 6.12 (its backports)
   --systemd   Debian with systemd as PID 1; else a bare init
   --selinux   SELinux, enforcing for containers, instead of AppArmor; with the bare init
+  --release   programs as they are shipped: long to build, and much quicker in a guest
   --timeout   how long the guest may take, 3600 unless told
   --with      another file to put on the guest's PATH
 ";
@@ -95,6 +96,8 @@ impl Kernel {
 /// What was asked for.
 struct Options {
     guest: Guest,
+    /// Programs as they are shipped.
+    release: bool,
     timeout: Duration,
     with: Vec<PathBuf>,
     /// An OCI layout for /programs/images.
@@ -131,8 +134,14 @@ pub fn smoke() -> Result<()> {
         let mut command = ["check-own", "--patience", PATIENCE].map(str::to_owned).to_vec();
         command.extend(SMOKE.iter().flat_map(|case| ["--case".to_owned(), (*case).to_owned()]));
         let guest = Guest { kernel, systemd: false, selinux: false };
-        let options =
-            Options { guest, timeout: Duration::from_secs(600), with: Vec::new(), images: None, command };
+        let options = Options {
+            guest,
+            release: false,
+            timeout: Duration::from_secs(600),
+            with: Vec::new(),
+            images: None,
+            command,
+        };
         println!("xtask: the smoke set on cgroup v2, kernel {}", kernel.name());
         let code = run(&options)?;
         if code != 0 {
@@ -144,6 +153,7 @@ pub fn smoke() -> Result<()> {
 
 fn parse(args: &[String]) -> Result<Option<Options>> {
     let mut guest = Guest { kernel: Kernel::V6_1, systemd: false, selinux: false };
+    let mut release = false;
     let mut timeout = Duration::from_secs(3600);
     let mut with = Vec::new();
     let mut words = args.iter();
@@ -160,6 +170,7 @@ fn parse(args: &[String]) -> Result<Option<Options>> {
             }
             "--systemd" => guest.systemd = true,
             "--selinux" => guest.selinux = true,
+            "--release" => release = true,
             "--timeout" => {
                 let seconds = value()?.parse().context("--timeout wants a number of seconds")?;
                 timeout = Duration::from_secs(seconds);
@@ -179,7 +190,7 @@ fn parse(args: &[String]) -> Result<Option<Options>> {
     if command.is_empty() {
         bail!("what shall run in the guest? `cargo xtask vm --help`");
     }
-    let mut options = Options { guest, timeout, with, images: None, command };
+    let mut options = Options { guest, release, timeout, with, images: None, command };
     if options.command.first().is_some_and(|word| word == "critest") {
         in_guest(&mut options)?;
     }

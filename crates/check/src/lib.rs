@@ -20,6 +20,7 @@ mod images;
 mod node;
 mod output;
 mod patience;
+mod pattern;
 mod pod;
 mod run;
 

@@ -1,11 +1,19 @@
 //! What can be said on the command line.
 
+mod node;
+mod streams;
+mod watching;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 use crate::run::RunArgs;
+
+pub use node::{DoctorArgs, InstallArgs, ResetArgs, UninstallArgs};
+pub use streams::{AttachArgs, ExecArgs, LogsArgs, PortForwardArgs, StreamArgs, Transport};
+pub use watching::{EventsArgs, OpsArgs, SortBy, StatsArgs, TopArgs};
 
 /// The client part of `bowline`, complete with its global flags.
 #[derive(Debug, Parser)]
@@ -349,102 +357,6 @@ pub struct RmpArgs {
     pub(crate) pods: Vec<String>,
 }
 
-/// `logs`
-#[derive(Debug, Args)]
-pub struct LogsArgs {
-    /// Go on until the container ends
-    #[arg(long, short)]
-    pub(crate) follow: bool,
-    /// Only the last so many lines
-    #[arg(long, value_name = "LINES")]
-    pub(crate) tail: Option<usize>,
-    /// Only since a time (RFC 3339) or for a while (90s, 10m, 1h30m)
-    #[arg(long, value_name = "TIME")]
-    pub(crate) since: Option<String>,
-    /// Show when each line was written
-    #[arg(long, short)]
-    pub(crate) timestamps: bool,
-    /// The container of this name that ran before
-    #[arg(long, short)]
-    pub(crate) previous: bool,
-    /// Id, start of an id, or name
-    pub(crate) container: String,
-}
-
-/// How to speak to the streaming server.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum Transport {
-    /// WebSocket, and SPDY where that is refused
-    #[default]
-    Auto,
-    /// WebSocket only
-    Websocket,
-    /// SPDY only
-    Spdy,
-}
-
-/// How to reach the streaming server.
-#[derive(Clone, Debug, Default, Args)]
-pub struct StreamArgs {
-    /// How to speak to the streaming server
-    #[arg(long, value_enum, default_value = "auto")]
-    pub(crate) transport: Transport,
-    /// Authorities of its certificate, if it has one [default: those of this machine]
-    #[arg(long, value_name = "FILE")]
-    pub(crate) tls_ca: Option<PathBuf>,
-}
-
-/// `exec`
-#[derive(Debug, Args)]
-pub struct ExecArgs {
-    /// Pass stdin on
-    #[arg(long, short, conflicts_with = "kill_after")]
-    pub(crate) interactive: bool,
-    /// With a terminal
-    #[arg(long, short, conflicts_with = "kill_after")]
-    pub(crate) tty: bool,
-    /// Seconds until the command is killed [default: never]
-    #[arg(long, default_value_t = 0, value_name = "SECONDS")]
-    pub(crate) kill_after: i64,
-    #[command(flatten)]
-    pub(crate) stream: StreamArgs,
-    /// Id, start of an id, or name
-    pub(crate) container: String,
-    /// What to run
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
-    pub(crate) command: Vec<String>,
-}
-
-/// `attach`
-#[derive(Debug, Args)]
-pub struct AttachArgs {
-    /// Pass stdin on
-    #[arg(long, short)]
-    pub(crate) interactive: bool,
-    /// The container has a terminal: so has this
-    #[arg(long, short)]
-    pub(crate) tty: bool,
-    #[command(flatten)]
-    pub(crate) stream: StreamArgs,
-    /// Id, start of an id, or name
-    pub(crate) container: String,
-}
-
-/// `port-forward`
-#[derive(Debug, Args)]
-pub struct PortForwardArgs {
-    /// Where to listen; may be given several times [default: 127.0.0.1 and ::1]
-    #[arg(long, value_name = "IP")]
-    pub(crate) address: Vec<std::net::IpAddr>,
-    #[command(flatten)]
-    pub(crate) stream: StreamArgs,
-    /// The pod (id, start of an id, name or NAMESPACE/NAME)
-    pub(crate) pod: String,
-    /// Ports; an empty LOCAL, or 0: any that is free
-    #[arg(required = true, value_name = "[LOCAL:]REMOTE", value_parser = ports)]
-    pub(crate) ports: Vec<(u16, u16)>,
-}
-
 /// `inspect`, `inspectp`, `inspecti`
 #[derive(Debug, Args)]
 pub struct InspectArgs {
@@ -471,75 +383,6 @@ pub struct RmiArgs {
     /// Names, tags, digests or ids
     #[arg(required_unless_present_any = ["all", "prune"])]
     pub(crate) images: Vec<String>,
-}
-
-/// `stats`
-#[derive(Debug, Args)]
-pub struct StatsArgs {
-    /// How to print
-    #[arg(long, short, value_enum, default_value = "table")]
-    pub(crate) output: Output,
-    /// Go on, with a new look every so often
-    #[arg(long, short)]
-    pub(crate) watch: bool,
-    /// Seconds between the two looks that CPU% comes from
-    #[arg(long, default_value_t = 1.0, value_parser = seconds)]
-    pub(crate) seconds: f64,
-    /// Those that do not run as well
-    #[arg(long, short)]
-    pub(crate) all: bool,
-    /// Only these (ids, starts of ids, or names)
-    pub(crate) containers: Vec<String>,
-}
-
-/// `top`
-#[derive(Debug, Args)]
-pub struct TopArgs {
-    /// Seconds between two looks
-    #[arg(long, default_value_t = 2.0, value_parser = seconds)]
-    pub(crate) seconds: f64,
-    /// What comes first
-    #[arg(long, value_enum, default_value = "cpu")]
-    pub(crate) sort: SortBy,
-    /// Print one screen and stop
-    #[arg(long)]
-    pub(crate) once: bool,
-}
-
-/// What rows are sorted by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum SortBy {
-    /// CPU in use
-    Cpu,
-    /// Memory in use
-    Memory,
-    /// Names
-    Name,
-}
-
-/// `events`
-#[derive(Debug, Args)]
-pub struct EventsArgs {
-    /// How to print; JSON is one object per line
-    #[arg(long, short, value_enum, default_value = "table")]
-    pub(crate) output: Output,
-    /// Only of this pod (id or name)
-    #[arg(long)]
-    pub(crate) pod: Option<String>,
-    /// Stop after so many
-    #[arg(long, short = 'n', value_name = "COUNT")]
-    pub(crate) count: Option<u64>,
-}
-
-/// `ops`
-#[derive(Debug, Args)]
-pub struct OpsArgs {
-    /// How to print
-    #[arg(long, short, value_enum, default_value = "table")]
-    pub(crate) output: Output,
-    /// Go on, with a new look every second
-    #[arg(long, short)]
-    pub(crate) watch: bool,
 }
 
 /// `image`
@@ -569,92 +412,6 @@ pub(crate) enum ImageCommand {
         #[arg(required = true)]
         names: Vec<String>,
     },
-}
-
-/// `doctor`
-#[derive(Debug, Args)]
-pub struct DoctorArgs {
-    /// How to print
-    #[arg(long, short, value_enum, default_value = "table")]
-    pub(crate) output: Output,
-    /// Only what is wrong
-    #[arg(long, short)]
-    pub(crate) quiet: bool,
-    /// Where networks are configured
-    #[arg(long, default_value = "/etc/cni/net.d", value_name = "FOLDER")]
-    pub(crate) cni_conf_dir: PathBuf,
-    /// The daemon's root folder, where no daemon runs to ask
-    #[arg(long, default_value = "/var/lib/bowline", value_name = "FOLDER")]
-    pub(crate) root: PathBuf,
-    /// The daemon's state folder, where no daemon runs to ask
-    #[arg(long, default_value = "/run/bowline", value_name = "FOLDER")]
-    pub(crate) state: PathBuf,
-}
-
-/// `install`
-#[derive(Debug, Args)]
-pub struct InstallArgs {
-    /// Where programs and units go
-    #[arg(long, default_value = "/usr/local", value_name = "FOLDER")]
-    pub(crate) prefix: PathBuf,
-    /// Install below this folder, for another machine: nothing is enabled or started
-    #[arg(long, value_name = "FOLDER", conflicts_with_all = ["enable", "start"])]
-    pub(crate) root_dir: Option<PathBuf>,
-    /// Only what belongs into a package: no /etc/crictl.yaml, and no record for `uninstall`
-    #[arg(long, requires = "root_dir")]
-    pub(crate) package: bool,
-    /// Start the daemon with the machine
-    #[arg(long)]
-    pub(crate) enable: bool,
-    /// Start the daemon now, or anew if it runs; pods go on
-    #[arg(long)]
-    pub(crate) start: bool,
-    /// Replace configuration files that are not as we wrote them
-    #[arg(long)]
-    pub(crate) force: bool,
-    /// Only say what would be written
-    #[arg(long)]
-    pub(crate) dry_run: bool,
-}
-
-/// `uninstall`
-#[derive(Debug, Args)]
-pub struct UninstallArgs {
-    /// Where programs and units are
-    #[arg(long, default_value = "/usr/local", value_name = "FOLDER")]
-    pub(crate) prefix: PathBuf,
-    /// Uninstall below this folder: nothing is stopped
-    #[arg(long, value_name = "FOLDER", conflicts_with = "purge")]
-    pub(crate) root_dir: Option<PathBuf>,
-    /// Go on although pods run (they stay), and remove files that were changed
-    #[arg(long)]
-    pub(crate) force: bool,
-    /// Remove all pods, images and records, and /etc/bowline
-    #[arg(long)]
-    pub(crate) purge: bool,
-    /// Only say what would be removed
-    #[arg(long)]
-    pub(crate) dry_run: bool,
-    /// The daemon's root folder
-    #[arg(long, default_value = "/var/lib/bowline", value_name = "FOLDER")]
-    pub(crate) root: PathBuf,
-    /// The daemon's state folder
-    #[arg(long, default_value = "/run/bowline", value_name = "FOLDER")]
-    pub(crate) state: PathBuf,
-}
-
-/// `reset`
-#[derive(Debug, Args)]
-pub struct ResetArgs {
-    /// The daemon's root folder
-    #[arg(long, default_value = "/var/lib/bowline", value_name = "FOLDER")]
-    pub(crate) root: PathBuf,
-    /// The daemon's state folder
-    #[arg(long, default_value = "/run/bowline", value_name = "FOLDER")]
-    pub(crate) state: PathBuf,
-    /// Remove records and images too
-    #[arg(long)]
-    pub(crate) all: bool,
 }
 
 /// `KEY=VALUE`

@@ -215,11 +215,18 @@ async fn finish(
     let mut stdout = Capture::new(streams.stdout).map_err(doing("read the command's output"))?;
     let mut stderr = Capture::new(streams.stderr).map_err(doing("read the command's output"))?;
     launched(plan, reply).await?;
-    let code = loop {
-        tokio::select! {
-            code = &mut exited => break code.map_err(|_| lost())?,
-            () = stdout.read(), if !stdout.ended => {}
-            () = stderr.read(), if !stderr.ended => {}
+    let code = match tokio::time::timeout(UNWATCHED, &mut exited).await {
+        Ok(code) => code.map_err(|_| lost())?,
+        Err(_) => {
+            stdout.watch().map_err(doing("read the command's output"))?;
+            stderr.watch().map_err(doing("read the command's output"))?;
+            loop {
+                tokio::select! {
+                    code = &mut exited => break code.map_err(|_| lost())?,
+                    () = stdout.read(), if !stdout.ended => {}
+                    () = stderr.read(), if !stderr.ended => {}
+                }
+            }
         }
     };
     // All that the command wrote is in the pipes by now. What a child of it still holds open is not waited for.
@@ -252,22 +259,48 @@ impl Drop for Guard {
     }
 }
 
-/// One stream, read as it comes.
+/// How long nobody looks at what a command writes. Most have ended by then, and all that they wrote is in the pipes: to be
+/// woken at the end of each of its streams, just before it is heard that it has ended, would cost each call a
+/// processor's way out of its rest twice. One that writes more than a pipe holds waits so long, once.
+const UNWATCHED: Duration = Duration::from_millis(4);
+
+/// One stream, read when the command has ended, or as it comes.
 struct Capture {
-    pipe: Receiver,
+    pipe: Pipe,
     bytes: Vec<u8>,
     ended: bool,
+}
+
+enum Pipe {
+    Unwatched(OwnedFd),
+    Watched(Receiver),
+    /// It could not be watched.
+    Lost,
 }
 
 impl Capture {
     fn new(pipe: Option<OwnedFd>) -> io::Result<Capture> {
         let pipe = pipe.ok_or(io::ErrorKind::NotFound)?;
-        Ok(Capture { pipe: Receiver::from_owned_fd(pipe)?, bytes: Vec::new(), ended: false })
+        // Of the reading end alone: each end has flags of its own.
+        rustix::fs::fcntl_setfl(&pipe, rustix::fs::OFlags::NONBLOCK)?;
+        Ok(Capture { pipe: Pipe::Unwatched(pipe), bytes: Vec::new(), ended: false })
+    }
+
+    fn watch(&mut self) -> io::Result<()> {
+        self.pipe = match std::mem::replace(&mut self.pipe, Pipe::Lost) {
+            Pipe::Unwatched(pipe) => Pipe::Watched(Receiver::from_owned_fd(pipe)?),
+            other => other,
+        };
+        Ok(())
     }
 
     /// Waits for something to read, and reads it.
     async fn read(&mut self) {
-        match self.pipe.readable().await {
+        let Pipe::Watched(pipe) = &self.pipe else {
+            self.ended = true;
+            return;
+        };
+        match pipe.readable().await {
             Ok(()) => self.read_some(),
             Err(_) => self.ended = true,
         }
@@ -278,7 +311,12 @@ impl Capture {
     fn drain(&mut self) {
         let mut chunk = [0u8; 16 << 10];
         while !self.ended {
-            match rustix::io::read(&self.pipe, &mut chunk) {
+            let read = match &self.pipe {
+                Pipe::Unwatched(pipe) => rustix::io::read(pipe, &mut chunk),
+                Pipe::Watched(pipe) => rustix::io::read(pipe, &mut chunk),
+                Pipe::Lost => return,
+            };
+            match read {
                 Ok(0) => self.ended = true,
                 Ok(len) => self.keep(&chunk[..len]),
                 Err(rustix::io::Errno::INTR) => {}
@@ -294,8 +332,9 @@ impl Capture {
 
     /// Reads once. An error counts as the end.
     fn read_some(&mut self) {
+        let Pipe::Watched(pipe) = &self.pipe else { return };
         let mut chunk = [0u8; 16 << 10];
-        match self.pipe.try_read(&mut chunk) {
+        match pipe.try_read(&mut chunk) {
             Ok(0) => self.ended = true,
             Ok(len) => self.keep(&chunk[..len]),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}

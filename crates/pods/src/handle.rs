@@ -1,21 +1,21 @@
 //! The front door: finds the actor, asks it, waits for its answer.
 
 use std::path::PathBuf;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bowline_cni::Cni;
 use bowline_image::Images;
-use bowline_model::spec::{ContainerSpec, PodSpec, Resources};
+use bowline_model::spec::{ContainerSpec, PodMetadata, PodSpec, Resources};
 use bowline_model::{ContainerId, SandboxId};
-use bowline_nri::{NriConfig, PluginState};
+use bowline_nri::PluginState;
 use bowline_store::Store;
 use tokio::sync::oneshot;
 
 use crate::actor::{self, ActorHandle, Asked, Command};
-use crate::apparmor::{Apparmor, ApparmorConfig, ApparmorState};
+use crate::apparmor::{Apparmor, ApparmorState};
 use crate::attach::{AttachCall, Attached, attach};
-use crate::checkpoint::{self, Ability, CheckpointConfig, PodRestore, Restored};
+use crate::checkpoint::{self, Ability, PodRestore, Restored};
 use crate::connect::{Connection, connect};
 use crate::driver::{CgroupDriver, ChosenDriver};
 use crate::error::doing;
@@ -25,63 +25,11 @@ use crate::host::Host;
 use crate::monitor::Program;
 use crate::nri::PluginsRuntime;
 use crate::operations::{Operation, Timing};
-use crate::selinux::{Selinux, SelinuxConfig};
+use crate::selinux::Selinux;
 use crate::shared::{Shared, blocking, now, random_id};
 use crate::stats::{self, PodFigures, PodStats, Sources, Stats};
 use crate::view::{ContainerView, PodView, Views};
-use crate::{PodError, base, files, recover, run_pod};
-
-/// How pods are set up.
-#[derive(Debug, Clone)]
-pub struct PodsConfig {
-    /// The daemon's root folder: records, layers, writable layers.
-    pub root: PathBuf,
-    /// The daemon's state folder, on a tmpfs: sockets, exits.
-    pub state: PathBuf,
-    /// The program `bowline-monitor`.
-    pub monitor: PathBuf,
-    /// Size of a pod's /dev/shm, bytes.
-    pub shm_size: u64,
-    /// Where CDI files are; later folders count before earlier ones.
-    pub cdi_folders: Vec<PathBuf>,
-    /// How long the host's file systems may take to hand out what a container needs of them.
-    pub path_patience: Duration,
-    /// Checkpoints.
-    pub checkpoint: CheckpointConfig,
-    /// AppArmor.
-    pub apparmor: ApparmorConfig,
-    /// SELinux.
-    pub selinux: SelinuxConfig,
-    /// Plugins; `None`: nobody is ever asked.
-    pub nri: Option<NriConfig>,
-    /// Who makes pods' cgroups.
-    pub cgroup_driver: ChosenDriver,
-}
-
-/// The size of /dev/shm that every peer gives.
-pub const SHM_SIZE: u64 = 64 << 20;
-
-/// Where vendors' tools put CDI files (SPEC.md of the Container Device Interface).
-const CDI_FOLDERS: [&str; 2] = ["/etc/cdi", "/var/run/cdi"];
-
-impl PodsConfig {
-    /// The usual sizes.
-    pub fn new(root: PathBuf, state: PathBuf, monitor: PathBuf) -> PodsConfig {
-        PodsConfig {
-            root,
-            state,
-            monitor,
-            shm_size: SHM_SIZE,
-            cdi_folders: CDI_FOLDERS.iter().map(PathBuf::from).collect(),
-            path_patience: crate::paths::PATIENCE,
-            checkpoint: CheckpointConfig::default(),
-            apparmor: ApparmorConfig::default(),
-            selinux: SelinuxConfig::default(),
-            nri: None,
-            cgroup_driver: ChosenDriver::of_default(),
-        }
-    }
-}
+use crate::{PodError, PodsConfig, base, files, recover, run_pod, upkeep};
 
 /// All pods of this daemon. Cheap to clone.
 #[derive(Clone)]
@@ -134,8 +82,8 @@ impl Pods {
             Ok(Arc::new(shared))
         })
         .await?;
-        tokio::spawn(reap_links(shared.clone()));
-        tokio::spawn(tidy_paths(shared.clone()));
+        tokio::spawn(upkeep::reap_links(shared.clone()));
+        tokio::spawn(upkeep::tidy_paths(shared.clone()));
         recover::recover(&shared).await?;
         checkpoint::recover(&shared);
         // It takes criu a moment to look at the kernel; nobody waits for it here.
@@ -551,8 +499,6 @@ impl Pods {
     }
 }
 
-use bowline_model::spec::PodMetadata;
-
 /// Whoever asks for an end is content if there is nothing.
 fn gone_is_fine(error: PodError) -> Result<(), PodError> {
     match error {
@@ -569,49 +515,4 @@ async fn ask<T>(
     let gone = || PodError::NotFound { what: "pod sandbox", id: actor.id.to_string() };
     actor.commands.send(Asked::now(command(reply))).await.map_err(|_| gone())?;
     answer.await.map_err(|_| gone())?
-}
-
-/// How long ends are gathered before they are carried out. The kernel holds its network lock for 20 ms and more while it
-/// deletes a link or a namespace, however many there are; a pod that starts just then waits for it.
-const REAP_AFTER: Duration = Duration::from_secs(1);
-
-/// How often workers that open paths are looked at.
-const TIDY_EVERY: Duration = Duration::from_secs(30);
-
-/// Has a worker and a network namespace ready for the first container, and ends workers that nobody needs any more.
-async fn tidy_paths(shared: Arc<Shared>) {
-    let owner = shared.clone();
-    let warm = move || {
-        // Without links: nothing shows on the host before there is a pod.
-        owner.spare.fill(&owner, false);
-        owner.paths.warm(&owner.program);
-    };
-    let _ = tokio::task::spawn_blocking(warm).await;
-    loop {
-        tokio::time::sleep(TIDY_EVERY).await;
-        let shared = shared.clone();
-        if let Err(error) = tokio::task::spawn_blocking(move || shared.paths.tidy()).await {
-            tracing::error!(%error, "workers that open paths could not be looked at");
-        }
-    }
-}
-
-/// Deletes links of removed pods, in batches: the kernel waits for RCU once for all of a batch.
-async fn reap_links(shared: Arc<Shared>) {
-    loop {
-        shared.dying_links.notified().await;
-        tokio::time::sleep(REAP_AFTER).await;
-        let namespaces =
-            std::mem::take(&mut *shared.dying_namespaces.lock().unwrap_or_else(PoisonError::into_inner));
-        let cni = shared.cni.clone();
-        match tokio::task::spawn_blocking(move || cni.reap()).await {
-            Ok(Ok(_)) => {}
-            Ok(Err(error)) => {
-                tracing::warn!(error = %crate::chain(&error), "dying links could not be deleted; tried again")
-            }
-            Err(error) => tracing::error!(%error, "the reaper of links failed"),
-        }
-        // The kernel takes them all down in one go.
-        drop(namespaces);
-    }
 }

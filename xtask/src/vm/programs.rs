@@ -68,7 +68,7 @@ impl Drop for ProgramsDisk {
 
 /// Builds what is old and makes the disk.
 pub fn disk(cache: &Path, options: &Options) -> Result<ProgramsDisk> {
-    let folder = build::build(false)?;
+    let folder = build::build(options.release)?;
     let mut programs: Vec<PathBuf> =
         ["bowline", "bowline-monitor", "bowline-check-helper"].map(|name| folder.join(name)).into();
     let own = ["check-own", "with-daemon", "without-syscall", "demo"];
@@ -96,7 +96,7 @@ pub fn disk(cache: &Path, options: &Options) -> Result<ProgramsDisk> {
         libraries(&path, &root, None)?;
         fs::copy(&path, bin.join(name)).with_context(|| format!("copy {}", path.display()))?;
     }
-    criu(cache, &root)?;
+    criu(cache, &root, options.guest.systemd)?;
     apparmor(cache, &root)?;
     if options.guest.selinux {
         selinux::files(cache, &root)?;
@@ -155,12 +155,31 @@ fn tests() -> Result<Vec<(String, PathBuf)>> {
     Ok(named.collect())
 }
 
-/// bookworm's criu, with the libraries that this machine need not have. Its C library is this machine's or an older one.
-fn criu(cache: &Path, root: &Path) -> Result<()> {
+/// bookworm's criu. The bare guest has this machine's C library, which is bookworm's or a newer one; a root of Debian gets the
+/// libraries that it has not installed in a folder that only criu looks into.
+fn criu(cache: &Path, root: &Path, is_debian: bool) -> Result<()> {
     let folder = unpacked(cache, "criu-1", &CRIU)?;
     let program = folder.join("usr/sbin/criu");
-    libraries(&program, root, Some(&folder))?;
-    fs::copy(&program, root.join("bin/criu")).map(drop).context("copy criu")
+    if !is_debian {
+        libraries(&program, root, Some(&folder))?;
+        return fs::copy(&program, root.join("bin/criu")).map(drop).context("copy criu");
+    }
+    let own = root.join("criu");
+    fs::create_dir_all(&own).context("make a folder for criu")?;
+    fs::copy(&program, own.join("criu")).context("copy criu")?;
+    for place in ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"] {
+        for entry in fs::read_dir(folder.join(place)).into_iter().flatten() {
+            let path = entry.context("list criu's libraries")?.path();
+            let name = path.file_name().unwrap_or_default();
+            if path.is_file() && name.to_string_lossy().contains(".so") {
+                fs::copy(&path, own.join(name)).with_context(|| format!("copy {}", path.display()))?;
+            }
+        }
+    }
+    script(
+        &root.join("bin/criu"),
+        "#!/bin/sh\nLD_LIBRARY_PATH=/programs/criu exec /programs/criu/criu \"$@\"\n",
+    )
 }
 
 /// bookworm's parser of AppArmor profiles, with what it reads. A root of Debian has them, one of busybox takes them from here.

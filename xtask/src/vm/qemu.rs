@@ -24,8 +24,11 @@ pub fn run(cache: &Path, base: &Base, programs: &ProgramsDisk, options: &Options
     command.args(["-nodefaults", "-no-reboot", "-display", "none", "-nic", "none"]);
     command.arg("-kernel").arg(&base.kernel).arg("-initrd").arg(&base.ramdisk);
     let module = if options.guest.selinux { " security=selinux" } else { "" };
+    // norandmaps: QEMU translates a page of code once for each address that it is run at, keeps them all, and goes through all of
+    // them for each byte that is written when the page has become another one. With a program at another address in each
+    // process the freed pages of monitors took minutes to clear, one at a time, and the CPU stood still.
     command.arg("-append").arg(format!(
-        "console=ttyS0 loglevel=5 panic=-1 net.ifnames=0 mitigations=off guest_init={init}{module}"
+        "console=ttyS0 loglevel=5 panic=-1 net.ifnames=0 mitigations=off norandmaps guest_init={init}{module}"
     ));
     // What the guest writes goes to a file without a name, in TMPDIR.
     command.env("TMPDIR", programs.folder());
