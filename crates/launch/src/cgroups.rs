@@ -40,9 +40,13 @@ pub fn apply(root: BorrowedFd<'_>, step: &CgroupStep) -> Result<(), LaunchError>
 pub(crate) fn prepare(launcher: &Launcher<'_>, plan: &LaunchPlan) -> Result<Prepared, LaunchError> {
     let mut prepared = prepare_unified(launcher, plan)?;
     for step in version_1(launcher, plan) {
-        let folder = make_step(launcher, step)?;
-        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
-        let tasks = rustix::fs::openat(&folder, c"tasks", flags, Mode::empty());
+        // What joins groups that are there and changes nothing in them, a command in a container, needs no folder.
+        if step.create || !step.writes.is_empty() {
+            make_step(launcher, step)?;
+        }
+        let root = hierarchy(launcher, step)?;
+        let tasks =
+            rustix::fs::openat(root, tasks_path(step)?, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty());
         prepared.tasks.push(tasks.map_err(|errno| named(step, errno.into()))?);
     }
     Ok(prepared)
@@ -75,13 +79,18 @@ pub(crate) fn tasks_paths(
     launcher: &Launcher<'_>,
     plan: &LaunchPlan,
 ) -> Result<Vec<(u8, CString)>, LaunchError> {
-    version_1(launcher, plan)
-        .map(|step| {
-            let path = [step.path.as_bytes(), b"/tasks"].concat();
-            let path = CString::new(path).map_err(|_| LaunchError::BadPlan("a cgroup has a NUL inside"))?;
-            Ok((step.hierarchy, path))
-        })
-        .collect()
+    version_1(launcher, plan).map(|step| Ok((step.hierarchy, tasks_path(step)?))).collect()
+}
+
+fn tasks_path(step: &CgroupStep) -> Result<CString, LaunchError> {
+    let name: &[u8] = if step.path.is_empty() { b"tasks" } else { b"/tasks" };
+    CString::new([step.path.as_bytes(), name].concat())
+        .map_err(|_| LaunchError::BadPlan("a cgroup has a NUL inside"))
+}
+
+fn hierarchy<'a>(launcher: &Launcher<'a>, step: &CgroupStep) -> Result<BorrowedFd<'a>, LaunchError> {
+    let root = launcher.hierarchies.get(usize::from(step.hierarchy));
+    root.map(|root| root.as_fd()).ok_or(LaunchError::BadPlan("a cgroup hierarchy is missing"))
 }
 
 fn version_1<'a>(
@@ -93,9 +102,8 @@ fn version_1<'a>(
 }
 
 fn make_step(launcher: &Launcher<'_>, step: &CgroupStep) -> Result<OwnedFd, LaunchError> {
-    let root = launcher.hierarchies.get(usize::from(step.hierarchy));
-    let root = root.ok_or(LaunchError::BadPlan("a cgroup hierarchy is missing"))?;
-    let folder = if step.create { make(root.as_fd(), &step.path) } else { open(root.as_fd(), &step.path) };
+    let root = hierarchy(launcher, step)?;
+    let folder = if step.create { make(root, &step.path) } else { open(root, &step.path) };
     let folder = folder.map_err(|error| named(step, error))?;
     write_all(folder.as_fd(), step)?;
     Ok(folder)

@@ -67,7 +67,6 @@ pub struct Control {
     committed: bool,
     pod: Option<Pod>,
     ending: bool,
-    buffer: Vec<u8>,
 }
 
 /// The pod, once it is set up.
@@ -99,16 +98,7 @@ impl Control {
         if let Some(socket) = peers.socket(parent) {
             epoll::add(&epoll, socket, Token::Peer(parent).data(), EventFlags::IN)?;
         }
-        Ok(Control {
-            epoll,
-            signals,
-            peers,
-            parent,
-            committed: false,
-            pod: None,
-            ending: false,
-            buffer: Vec::new(),
-        })
+        Ok(Control { epoll, signals, peers, parent, committed: false, pod: None, ending: false })
     }
 
     /// Serves until `Shutdown`, or until the daemon goes before `Commit`.
@@ -152,8 +142,11 @@ impl Control {
     fn hear_peer(&mut self, id: PeerId) {
         // One message an event: a busy daemon must not keep an exit waiting.
         let Some(socket) = self.peers.socket(id) else { return };
-        self.buffer.resize(MAX_MESSAGE, 0);
-        let mut buffer = std::mem::take(&mut self.buffer);
+        // As much as there is, which is seldom a page: to have the longest message's room mapped, cleared and unmapped took
+        // longer than to receive one. Where it is not known (nothing: the end, as a rule) there is room for any.
+        let waiting = rustix::io::ioctl_fionread(socket).ok().and_then(|bytes| usize::try_from(bytes).ok());
+        let room = waiting.filter(|bytes| *bytes > 0).unwrap_or(MAX_MESSAGE).min(MAX_MESSAGE);
+        let mut buffer = vec![0; room];
         let received = message::receive(socket, &mut buffer);
         match received {
             Ok((0, _)) => self.lose(id),
@@ -164,10 +157,6 @@ impl Control {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(_) => self.lose(id),
         }
-        // Idle monitors keep no buffer.
-        buffer.clear();
-        buffer.shrink_to(0);
-        self.buffer = buffer;
     }
 
     fn lose(&mut self, id: PeerId) {
