@@ -33,17 +33,8 @@ const END: Duration = Duration::from_secs(1);
 /// What is ready for the next pod, or being made for it; one at a time.
 #[derive(Default)]
 pub struct Spare {
-    state: Mutex<State>,
+    place: Place<Ready>,
     wishes: AtomicU64,
-}
-
-#[derive(Default)]
-enum State {
-    #[default]
-    Empty,
-    /// Somebody makes one with this id; for a pod that has come meanwhile, if it has.
-    Making(SandboxId, Option<oneshot::Sender<Ready>>),
-    Ready(SandboxId, Ready),
 }
 
 /// The parts for one pod.
@@ -55,17 +46,17 @@ pub struct Ready {
 }
 
 /// What a pod took.
-pub enum Taken {
+pub enum Taken<T = Ready> {
     /// It was ready.
-    Ready(Ready),
+    Ready(T),
     /// It is being made. To make another beside it would take longer: both wait for the kernel's locks of links and
     /// namespaces.
-    Coming(oneshot::Receiver<Ready>),
+    Coming(oneshot::Receiver<T>),
 }
 
-impl Taken {
+impl<T> Taken<T> {
     /// The parts, once they are made; nothing if they could not be.
-    pub async fn arrived(self) -> Option<Ready> {
+    pub async fn arrived(self) -> Option<T> {
         match self {
             Taken::Ready(ready) => Some(ready),
             Taken::Coming(coming) => coming.await.ok(),
@@ -76,24 +67,12 @@ impl Taken {
 impl Spare {
     /// What is ready or being made, with the id that it is for.
     pub fn take(&self) -> Option<(SandboxId, Taken)> {
-        let mut state = self.state();
-        match std::mem::take(&mut *state) {
-            State::Ready(id, ready) => Some((id, Taken::Ready(ready))),
-            State::Making(id, None) => {
-                let (send, coming) = oneshot::channel();
-                *state = State::Making(id.clone(), Some(send));
-                Some((id, Taken::Coming(coming)))
-            }
-            other => {
-                *state = other;
-                None
-            }
-        }
+        self.place.take()
     }
 
     /// The process that waits to be a pod's monitor.
     pub fn monitor(&self) -> Option<i32> {
-        match &*self.state() {
+        match &*self.place.state() {
             State::Ready(_, ready) => ready.monitor.as_ref().and_then(Waiting::pid),
             _ => None,
         }
@@ -113,30 +92,15 @@ impl Spare {
     /// Makes a set, unless there is one, or somebody makes it; links only if `links` says so. Failures are for those who need
     /// a part: the next pod tries itself, and says why not.
     pub fn fill(&self, shared: &Shared, links: bool) {
-        let id = {
-            let mut state = self.state();
-            let State::Empty = *state else { return };
-            let id = SandboxId::from_bytes(random_id());
-            *state = State::Making(id.clone(), None);
-            id
-        };
-        // Whatever happens, nobody waits for it in vain.
-        let _unmade = Unmade(self);
+        let Some(making) = self.place.begin(|| SandboxId::from_bytes(random_id())) else { return };
         let Ok(network) = netns::make() else { return };
-        let name = id.to_string();
+        let name = making.id.to_string();
         if links && let Err(error) = shared.cni.prepare(&name, netns::IF_NAME, network.as_fd()) {
             tracing::debug!(error = %crate::chain(&error), "the next pod's links could not be made in advance");
         }
         let monitor = Waiting::start(shared, &name).ok();
-        let ready = Ready { network, monitor };
-        let mut state = self.state();
-        if let State::Making(_, Some(pod)) = std::mem::take(&mut *state) {
-            drop(state);
-            // A pod that is gone already has used up the id; what is dropped here ends.
-            let _ = pod.send(ready);
-        } else {
-            *state = State::Ready(id, ready);
-        }
+        // What nobody takes in, because its pod has gone meanwhile, ends here.
+        drop(making.end(Ready { network, monitor }));
     }
 
     /// Gives up what is ready.
@@ -144,19 +108,87 @@ impl Spare {
         drop(self.take());
         shared.cni.forget_spare();
     }
+}
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+/// A place for one thing, with the id that it is for. An id leaves it once.
+struct Place<T>(Mutex<State<T>>);
+
+enum State<T> {
+    Empty,
+    /// Somebody makes it; for a pod that has come meanwhile, if it has.
+    Making(SandboxId, Option<oneshot::Sender<T>>),
+    Ready(SandboxId, T),
+}
+
+impl<T> Default for Place<T> {
+    fn default() -> Place<T> {
+        Place(Mutex::new(State::Empty))
     }
 }
 
-/// The end of making a set, whether or not it was made.
-struct Unmade<'a>(&'a Spare);
+impl<T> Place<T> {
+    fn state(&self) -> MutexGuard<'_, State<T>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 
-impl Drop for Unmade<'_> {
+    fn take(&self) -> Option<(SandboxId, Taken<T>)> {
+        let mut state = self.state();
+        match std::mem::replace(&mut *state, State::Empty) {
+            State::Ready(id, ready) => Some((id, Taken::Ready(ready))),
+            State::Making(id, None) => {
+                let (send, coming) = oneshot::channel();
+                *state = State::Making(id.clone(), Some(send));
+                Some((id, Taken::Coming(coming)))
+            }
+            other => {
+                *state = other;
+                None
+            }
+        }
+    }
+
+    /// Begins to make one, if there is none and nobody does.
+    fn begin(&self, id: impl FnOnce() -> SandboxId) -> Option<Making<'_, T>> {
+        let mut state = self.state();
+        let State::Empty = *state else { return None };
+        let id = id();
+        *state = State::Making(id.clone(), None);
+        Some(Making { place: self, id })
+    }
+}
+
+/// A thing on its way to its place. However this ends, nobody waits for it in vain.
+struct Making<'a, T> {
+    place: &'a Place<T>,
+    id: SandboxId,
+}
+
+impl<T> Making<'_, T> {
+    /// Hands it to the pod that waits for it, or puts it there. It comes back if that pod is gone, since its id is used up.
+    fn end(self, made: T) -> Option<T> {
+        let mut state = self.place.state();
+        match std::mem::replace(&mut *state, State::Empty) {
+            State::Making(id, pod) if id == self.id => match pod {
+                Some(pod) => pod.send(made).err(),
+                None => {
+                    *state = State::Ready(id, made);
+                    None
+                }
+            },
+            // Nobody else ends what we began.
+            other => {
+                *state = other;
+                Some(made)
+            }
+        }
+    }
+}
+
+impl<T> Drop for Making<'_, T> {
     fn drop(&mut self) {
-        let mut state = self.0.state();
-        if let State::Making(..) = *state {
+        let mut state = self.place.state();
+        // By then somebody else may have begun.
+        if matches!(&*state, State::Making(id, _) if *id == self.id) {
             *state = State::Empty;
         }
     }
@@ -212,4 +244,78 @@ fn has_ended(process: &Cloned, limit: Duration) -> bool {
 
 fn reap(process: &Cloned) {
     let _ = waitid(WaitId::PidFd(process.pidfd.as_fd()), WaitIdOptions::EXITED);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(byte: u8) -> SandboxId {
+        SandboxId::from_bytes([byte; 32])
+    }
+
+    fn ready<T>(taken: Option<(SandboxId, Taken<T>)>) -> Option<(SandboxId, T)> {
+        match taken {
+            Some((id, Taken::Ready(thing))) => Some((id, thing)),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn what_was_made_is_taken_once() {
+        let place = Place::default();
+        assert!(place.take().is_none());
+        assert!(place.begin(|| id(1)).unwrap().end("one").is_none());
+        assert!(place.begin(|| id(2)).is_none(), "there is one");
+        assert_eq!(ready(place.take()), Some((id(1), "one")));
+        assert!(place.take().is_none());
+    }
+
+    #[tokio::test]
+    async fn who_comes_while_it_is_made_gets_it_and_nobody_else_does() {
+        let place = Place::default();
+        let making = place.begin(|| id(1)).unwrap();
+        let (taken, coming) = place.take().unwrap();
+        assert_eq!(taken, id(1));
+        assert!(place.take().is_none(), "it is promised");
+        assert!(making.end("one").is_none());
+        assert_eq!(coming.arrived().await, Some("one"));
+        assert!(place.take().is_none());
+    }
+
+    #[tokio::test]
+    async fn one_that_fails_is_waited_for_by_nobody() {
+        let place = Place::<&str>::default();
+        let making = place.begin(|| id(1)).unwrap();
+        let (_, coming) = place.take().unwrap();
+        drop(making);
+        assert_eq!(coming.arrived().await, None);
+        assert!(place.begin(|| id(2)).is_some());
+    }
+
+    #[test]
+    fn an_id_whose_pod_has_gone_is_not_given_again() {
+        let place = Place::default();
+        let making = place.begin(|| id(1)).unwrap();
+        drop(place.take());
+        assert_eq!(making.end("one"), Some("one"));
+        assert!(place.take().is_none());
+    }
+
+    /// The end of one and the beginning of the next overlap: the first one's last step came after the second's first, and
+    /// took it for its own; an id was given to two pods.
+    #[tokio::test]
+    async fn the_end_of_one_leaves_the_next_alone() {
+        let place = Place::default();
+        let first = place.begin(|| id(1)).unwrap();
+        let (_, coming) = place.take().unwrap();
+        let late = Making { place: &place, id: id(1) };
+        assert!(first.end("one").is_none());
+        let second = place.begin(|| id(2)).unwrap();
+        drop(late);
+        assert!(place.begin(|| id(3)).is_none(), "the second is still being made");
+        assert_eq!(coming.arrived().await, Some("one"));
+        assert!(second.end("two").is_none());
+        assert_eq!(ready(place.take()), Some((id(2), "two")));
+    }
 }

@@ -30,7 +30,8 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     }
     let status = Command::new(programs().join("bowline"))
-        .args(["check", "--endpoint", &daemon.endpoint(), "--restart-cmd"])
+        // What only we promise counts as well here.
+        .args(["check", "--strict", "--endpoint", &daemon.endpoint(), "--restart-cmd"])
         .arg(&restart)
         .arg("--nri-socket")
         .arg(daemon.nri_socket())
