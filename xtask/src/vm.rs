@@ -36,7 +36,7 @@ On the guest's PATH: bowline, check-own, with-daemon, demo, criu, and the tests 
   --kernel    6.1 (bookworm, default) or 6.12 (its backports)
   --systemd   Debian with systemd as PID 1; else a bare init
   --selinux   SELinux, enforcing for containers, instead of AppArmor; with the bare init
-  --release   programs as they are shipped: long to build, and much quicker in a guest
+  --release   programs as they are shipped: long to build, and a quarter quicker in a guest
   --timeout   how long the guest may take, 3600 unless told
   --with      another file to put on the guest's PATH
 ";
