@@ -2,7 +2,7 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +10,7 @@ use bowline_launch_plan::LaunchPlan;
 use bowline_model::ContainerId;
 use bowline_monitor_proto::{Answer, Exec, Request};
 use bowline_plan::ExecRequest;
+use rustix::fs::OFlags;
 use tokio::net::unix::pipe::Receiver;
 use tokio::sync::oneshot;
 
@@ -212,26 +213,34 @@ async fn finish(
     streams: Streams,
 ) -> Result<ExecOutput, PodError> {
     let lost = || doing("run the command")(MonitorError::Lost);
-    let mut stdout = Capture::new(streams.stdout).map_err(doing("read the command's output"))?;
-    let mut stderr = Capture::new(streams.stderr).map_err(doing("read the command's output"))?;
+    let reading = || doing("read the command's output");
+    let pipe =
+        |pipe: Option<OwnedFd>| pipe.ok_or_else(|| reading()(io::Error::from(io::ErrorKind::NotFound)));
+    let (stdout, stderr) = (pipe(streams.stdout)?, pipe(streams.stderr)?);
+    for pipe in [&stdout, &stderr] {
+        // Of the reading end alone: each end has flags of its own.
+        rustix::fs::fcntl_setfl(pipe, OFlags::NONBLOCK).map_err(|errno| reading()(io::Error::from(errno)))?;
+    }
     launched(plan, reply).await?;
-    let code = match tokio::time::timeout(UNWATCHED, &mut exited).await {
-        Ok(code) => code.map_err(|_| lost())?,
-        Err(_) => {
-            stdout.watch().map_err(doing("read the command's output"))?;
-            stderr.watch().map_err(doing("read the command's output"))?;
-            loop {
-                tokio::select! {
-                    code = &mut exited => break code.map_err(|_| lost())?,
-                    () = stdout.read(), if !stdout.ended => {}
-                    () = stderr.read(), if !stderr.ended => {}
-                }
-            }
+    if let Ok(code) = tokio::time::timeout(UNWATCHED, &mut exited).await {
+        let (mut output, mut errors) = (Vec::new(), Vec::new());
+        drain(&stdout, &mut output);
+        drain(&stderr, &mut errors);
+        return Ok(ExecOutput { stdout: output, stderr: errors, code: code.map_err(|_| lost())? });
+    }
+    let mut stdout = Capture::new(stdout).map_err(reading())?;
+    let mut stderr = Capture::new(stderr).map_err(reading())?;
+    let code = loop {
+        tokio::select! {
+            code = &mut exited => break code.map_err(|_| lost())?,
+            () = stdout.read(), if !stdout.ended => {}
+            () = stderr.read(), if !stderr.ended => {}
         }
     };
-    // All that the command wrote is in the pipes by now. What a child of it still holds open is not waited for.
-    stdout.drain();
-    stderr.drain();
+    // All that the command wrote is in the pipes by now. What a child of it still holds open is not waited for. Straight from
+    // the pipes: the runtime remembers an earlier "nothing there" until its next look, and would answer from that.
+    drain(&stdout.pipe, &mut stdout.bytes);
+    drain(&stderr.pipe, &mut stderr.bytes);
     Ok(ExecOutput { stdout: stdout.bytes, stderr: stderr.bytes, code })
 }
 
@@ -264,79 +273,47 @@ impl Drop for Guard {
 /// processor's way out of its rest twice. One that writes more than a pipe holds waits so long, once.
 const UNWATCHED: Duration = Duration::from_millis(4);
 
-/// One stream, read when the command has ended, or as it comes.
+/// Reads what is there now of a pipe that does not block; not what somebody who still holds it open may write for ever.
+fn drain(pipe: impl AsFd, bytes: &mut Vec<u8>) {
+    let mut chunk = [0u8; 16 << 10];
+    let mut left = rustix::io::ioctl_fionread(&pipe).unwrap_or(0);
+    while left > 0 {
+        match rustix::io::read(&pipe, &mut chunk) {
+            Ok(0) => return,
+            Ok(len) => {
+                left = left.saturating_sub(len as u64);
+                keep(bytes, &chunk[..len]);
+            }
+            Err(rustix::io::Errno::INTR) => {}
+            Err(_) => return,
+        }
+    }
+}
+
+/// Takes in as much as a client gets.
+fn keep(bytes: &mut Vec<u8>, more: &[u8]) {
+    let room = MAX_OUTPUT - bytes.len();
+    bytes.extend_from_slice(&more[..more.len().min(room)]);
+}
+
+/// One stream, read as it comes.
 struct Capture {
-    pipe: Pipe,
+    pipe: Receiver,
     bytes: Vec<u8>,
     ended: bool,
 }
 
-enum Pipe {
-    Unwatched(OwnedFd),
-    Watched(Receiver),
-    /// It could not be watched.
-    Lost,
-}
-
 impl Capture {
-    fn new(pipe: Option<OwnedFd>) -> io::Result<Capture> {
-        let pipe = pipe.ok_or(io::ErrorKind::NotFound)?;
-        // Of the reading end alone: each end has flags of its own.
-        rustix::fs::fcntl_setfl(&pipe, rustix::fs::OFlags::NONBLOCK)?;
-        Ok(Capture { pipe: Pipe::Unwatched(pipe), bytes: Vec::new(), ended: false })
+    fn new(pipe: OwnedFd) -> io::Result<Capture> {
+        Ok(Capture { pipe: Receiver::from_owned_fd(pipe)?, bytes: Vec::new(), ended: false })
     }
 
-    fn watch(&mut self) -> io::Result<()> {
-        self.pipe = match std::mem::replace(&mut self.pipe, Pipe::Lost) {
-            Pipe::Unwatched(pipe) => Pipe::Watched(Receiver::from_owned_fd(pipe)?),
-            other => other,
-        };
-        Ok(())
-    }
-
-    /// Waits for something to read, and reads it.
+    /// Waits for something to read, and reads it once. An error counts as the end.
     async fn read(&mut self) {
-        let Pipe::Watched(pipe) = &self.pipe else {
-            self.ended = true;
-            return;
-        };
-        match pipe.readable().await {
-            Ok(()) => self.read_some(),
-            Err(_) => self.ended = true,
-        }
-    }
-
-    /// Reads what is there. Straight from the pipe: the runtime remembers an earlier "nothing there" until its next
-    /// look, and would answer from that without asking.
-    fn drain(&mut self) {
         let mut chunk = [0u8; 16 << 10];
-        while !self.ended {
-            let read = match &self.pipe {
-                Pipe::Unwatched(pipe) => rustix::io::read(pipe, &mut chunk),
-                Pipe::Watched(pipe) => rustix::io::read(pipe, &mut chunk),
-                Pipe::Lost => return,
-            };
-            match read {
-                Ok(0) => self.ended = true,
-                Ok(len) => self.keep(&chunk[..len]),
-                Err(rustix::io::Errno::INTR) => {}
-                Err(_) => return,
-            }
-        }
-    }
-
-    fn keep(&mut self, bytes: &[u8]) {
-        let room = MAX_OUTPUT - self.bytes.len();
-        self.bytes.extend_from_slice(&bytes[..bytes.len().min(room)]);
-    }
-
-    /// Reads once. An error counts as the end.
-    fn read_some(&mut self) {
-        let Pipe::Watched(pipe) = &self.pipe else { return };
-        let mut chunk = [0u8; 16 << 10];
-        match pipe.try_read(&mut chunk) {
+        match self.pipe.readable().await.and_then(|()| self.pipe.try_read(&mut chunk)) {
             Ok(0) => self.ended = true,
-            Ok(len) => self.keep(&chunk[..len]),
+            Ok(len) => keep(&mut self.bytes, &chunk[..len]),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(_) => self.ended = true,
         }

@@ -75,10 +75,8 @@ pub(crate) struct Opening {
     wishes: Vec<Wish>,
     patience: Duration,
     deadline: Instant,
-    /// And whether it was kept from before.
+    /// One that has heard the first window of them, and whether it was kept from before; none, if it had gone by then.
     worker: Option<(Worker, bool)>,
-    /// How many wishes it has heard of already.
-    asked: usize,
 }
 
 impl Paths {
@@ -101,15 +99,15 @@ impl Paths {
         patience: Duration,
     ) -> Result<Opening, (usize, PodError)> {
         let deadline = Instant::now() + patience;
-        let mut worker = None;
-        let mut asked = 0;
-        if !wishes.is_empty() {
-            let (taken, kept) = self.take(program, false).map_err(|error| (0, error))?;
-            // One that is gone shows when it is waited for.
-            asked = ask(&taken, &wishes[..wishes.len().min(WINDOW)]).map_or(0, |()| wishes.len().min(WINDOW));
-            worker = Some((taken, kept));
+        let mut opening = Opening { paths: self.clone(), wishes, patience, deadline, worker: None };
+        if let Some(window) = opening.wishes.chunks(WINDOW).next() {
+            let (worker, kept) = self.take(program, false).map_err(|error| (0, error))?;
+            match ask(&worker, window) {
+                Ok(()) => opening.worker = Some((worker, kept)),
+                Err(_) => self.discard(worker),
+            }
         }
-        Ok(Opening { paths: self.clone(), wishes, patience, deadline, worker, asked })
+        Ok(opening)
     }
 
     /// Starts the worker that is always kept.
@@ -182,6 +180,15 @@ impl Paths {
         self.end(worker);
     }
 
+    /// Kills a worker, and leaves it to whoever takes or tidies next to see it dead: nobody waits, as this may be a thread that
+    /// serves calls.
+    fn discard(&self, mut worker: Worker) {
+        let _ = worker.child.kill();
+        let mut state = self.state();
+        state.busy -= 1;
+        state.hung.push(worker.child);
+    }
+
     /// Kills a worker; one that does not die in time is remembered as hung.
     fn end(&self, mut worker: Worker) {
         let _ = worker.child.kill();
@@ -214,11 +221,12 @@ impl Opening {
         }
         loop {
             // One that was kept may have been killed meanwhile, by whomever; a new one has no such excuse.
+            let asked = self.worker.is_some();
             let (mut worker, kept) = match self.worker.take() {
                 Some(taken) => taken,
                 None => self.paths.take(program, true).map_err(|error| (0, error))?,
             };
-            match converse(&mut worker, &self.wishes, std::mem::take(&mut self.asked), self.deadline) {
+            match converse(&mut worker, &self.wishes, asked, self.deadline) {
                 Ok(answers) => {
                     self.paths.give_back(worker);
                     return sort_out(answers);
@@ -249,7 +257,7 @@ impl Opening {
 impl Drop for Opening {
     fn drop(&mut self) {
         if let Some((worker, _)) = self.worker.take() {
-            self.paths.abandon(worker);
+            self.paths.discard(worker);
         }
     }
 }
@@ -264,17 +272,17 @@ fn ask(worker: &Worker, wishes: &[Wish]) -> io::Result<()> {
     })
 }
 
-/// All answers, of a worker that has been `asked` for the first window already, or for nothing.
+/// All answers, of a worker that has heard the first window already if it was `asked`.
 fn converse(
     worker: &mut Worker,
     wishes: &[Wish],
-    asked: usize,
+    asked: bool,
     deadline: Instant,
 ) -> Result<Vec<(Opened, Option<OwnedFd>)>, Lost> {
     let mut answers = Vec::with_capacity(wishes.len());
     let mut buffer = vec![0u8; MAX_MESSAGE];
     for (number, window) in wishes.chunks(WINDOW).enumerate() {
-        if number > 0 || asked == 0 {
+        if number > 0 || !asked {
             ask(worker, window).map_err(Lost::Ended)?;
         }
         for _ in window {

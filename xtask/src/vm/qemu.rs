@@ -24,9 +24,8 @@ pub fn run(cache: &Path, base: &Base, programs: &ProgramsDisk, options: &Options
     command.args(["-nodefaults", "-no-reboot", "-display", "none", "-nic", "none"]);
     command.arg("-kernel").arg(&base.kernel).arg("-initrd").arg(&base.ramdisk);
     let module = if options.guest.selinux { " security=selinux" } else { "" };
-    // norandmaps: QEMU translates a page of code once for each address that it is run at, keeps them all, and goes through all of
-    // them for each byte that is written when the page has become another one. With a program at another address in each
-    // process the freed pages of monitors took minutes to clear, one at a time, and the CPU stood still.
+    // norandmaps: with a program at another address in each process, memory that had held a monitor's code took minutes to clear,
+    // and a CPU stood still meanwhile (docs/decisions/0010).
     command.arg("-append").arg(format!(
         "console=ttyS0 loglevel=5 panic=-1 net.ifnames=0 mitigations=off norandmaps guest_init={init}{module}"
     ));

@@ -90,6 +90,31 @@ async fn held_pipe(node: Node) -> Result<()> {
         "the call took {:?}",
         started.elapsed()
     );
+    // Nor one that is never done with writing to it; what came before the end counts.
+    for rest in ["0", "20"] {
+        let words = [
+            PROGRAM,
+            "detach",
+            "pattern",
+            "out",
+            "1000000000000",
+            ";",
+            "complain",
+            "done",
+            ";",
+            "sleep",
+            rest,
+        ];
+        let call =
+            crate::patience::timeout(Duration::from_secs(15), node.exec_sync(&container.id, &words, 10));
+        let answer = call.await.context("a pipe that is written to for ever hangs the call")??;
+        same!(
+            String::from_utf8_lossy(&answer.stderr),
+            "done\n",
+            "stderr beside a pipe that is written to for ever"
+        );
+        same!(answer.exit_code, 0, "exit code beside a pipe that is written to for ever");
+    }
     let started = Instant::now();
     let words = [PROGRAM, "detach", "pause", ";", "pause"];
     let call = crate::patience::timeout(Duration::from_secs(15), node.exec_sync(&container.id, &words, 1));
