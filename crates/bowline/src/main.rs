@@ -13,6 +13,7 @@ mod activation;
 mod config;
 mod listen;
 mod log;
+mod memory;
 mod metrics;
 mod notify;
 mod serve;

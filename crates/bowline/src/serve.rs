@@ -28,6 +28,7 @@ use crate::activation::{self, ActivationError, Passed};
 use crate::config::{self, Config, Flags};
 use crate::listen::{ListenError, listen, private_folder};
 use crate::log::{self, Format, Level};
+use crate::memory;
 use crate::metrics;
 use crate::notify::Notifier;
 use crate::traces::{SpanPerCall, Traces};
@@ -109,6 +110,7 @@ impl ServeError {
 pub(crate) fn main(args: Args) -> ExitCode {
     // First of all: while there is one thread, and no descriptor of ours.
     let inherited = inherited();
+    memory::prepare();
     let flags = Flags {
         root: args.root,
         state: args.state,
@@ -297,6 +299,7 @@ async fn serve_until_signal(
     notifier.ready(&pods);
     tokio::spawn(notifier.clone().watch(config.socket.clone()));
     tokio::spawn(notifier.clone().keep_status(pods.clone()));
+    tokio::spawn(memory::keep_small());
 
     let ended_early = tokio::select! {
         ended = &mut serving => Some(ended),

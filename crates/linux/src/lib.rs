@@ -7,6 +7,7 @@ pub mod bpf;
 pub mod clone;
 pub mod exec;
 pub mod inherited;
+pub mod memory;
 pub mod message;
 pub mod mount;
 pub mod netlink;
