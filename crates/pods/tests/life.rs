@@ -3,7 +3,9 @@
 //! Needs root, a busybox (Debian's busybox-static) and the built `bowline-monitor` beside the test's own folder;
 //! `cargo xtask test` sees to all three.
 
+use std::ffi::CString;
 use std::net::Ipv4Addr;
+use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -82,6 +84,22 @@ impl Node {
             tokio::task::yield_now().await;
         }
     }
+
+    /// Ends as a daemon does, and takes away the cgroups that a daemon keeps for its next life.
+    async fn end(self) {
+        self.pods.shutdown().await;
+        let instance = CniConfig::below(&self.folder.path().join("root")).instance;
+        let group = CString::new(format!("bowline/{}", instance.as_str())).unwrap();
+        let (_, roots) = bowline_pods::cgroups().unwrap();
+        // The monitor that was kept for the next pod leaves its group a little after it was killed.
+        let deadline = Instant::now() + Duration::from_secs(20);
+        for root in roots {
+            while let Err(error) = bowline_launch::remove_cgroups(root.as_fd(), &group) {
+                assert!(Instant::now() < deadline, "{group:?}: {error}");
+                tokio::task::yield_now().await;
+            }
+        }
+    }
 }
 
 impl Drop for Node {
@@ -139,6 +157,7 @@ async fn a_pod_comes_up_runs_and_goes() {
     node.pods.remove_pod(&pod).await.unwrap();
     assert!(node.pods.views().pod(&pod.to_string()).is_err());
     node.pods.remove_pod(&pod).await.unwrap();
+    node.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -164,4 +183,5 @@ async fn commands_run_in_a_container() {
     let Life::Exited { exit, .. } = node.life(&id) else { panic!("{:?}", node.life(&id)) };
     assert!(exit.code == 137 || exit.code == 143, "{exit:?}");
     node.pods.remove_pod(&pod).await.unwrap();
+    node.end().await;
 }
