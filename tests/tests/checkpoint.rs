@@ -1,5 +1,6 @@
 //! Containers and pods written by criu and brought back. The real runs need a criu that works on this kernel, as in the
 //! guest of `cargo xtask vm checkpoint`; elsewhere they say that they were not tried.
+#![allow(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -176,7 +177,8 @@ fn a_request_that_makes_no_sense_is_refused_for_that() {
         let option = |request: &mut v1::CheckpointPodRequest| {
             request.options.insert("lazy".into(), "yes".into());
         };
-        let table: [(fn(&mut v1::CheckpointPodRequest), &str); 5] = [
+        type Change = fn(&mut v1::CheckpointPodRequest);
+        let table: [(Change, &str); 5] = [
             (|request| request.output_path = "here".into(), "output_path"),
             (|_| {}, "output_path"),
             (|request| request.container_ids.clear(), "container_ids"),

@@ -1,4 +1,5 @@
 //! Full disks: what needs room is refused and leaves nothing, what frees room works, and no exit is lost.
+#![allow(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

@@ -1,4 +1,5 @@
 //! Containers that were created and not started yet: made as far as they can be, and nobody the worse for it.
+#![allow(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
 
 use std::fs;
 use std::path::Path;

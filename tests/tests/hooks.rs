@@ -1,4 +1,5 @@
 //! OCI hooks from a CDI file against the daemon: their order and what they see, what fails, and a daemon that dies in the middle.
+#![allow(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;

@@ -1,4 +1,5 @@
 //! A file system that hangs costs the containers that need it, and nobody else.
+#![allow(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
 
 use std::fs;
 use std::os::fd::{AsRawFd as _, OwnedFd};

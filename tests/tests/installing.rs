@@ -2,6 +2,7 @@
 //!
 //! It changes the machine that it runs on, so it runs only in a guest: `cargo xtask vm --systemd --with
 //! target/deb/bowline_0.1.0_amd64.deb installing` (the package from `cargo xtask deb`).
+#![allow(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
 
 use std::collections::BTreeSet;
 use std::fs;

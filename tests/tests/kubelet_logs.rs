@@ -1,5 +1,6 @@
 //! The kubelet's own log reader (k8s.io/cri-client, pkg/logs) reads our logs: split lines, two streams, a line without
 //! end, and on across a rotation. Left out where there is no `go`.
+#![allow(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
 
 use std::fs;
 use std::process::{Command, Stdio};

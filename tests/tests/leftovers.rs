@@ -1,4 +1,5 @@
 //! Two hundred pods, and then nothing.
+#![allow(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
 
 use bowline_tests::{Client, Daemon, Inventory, container, pod};
 

@@ -1,4 +1,5 @@
 //! Plugins on the official library against the daemon. The program is built from `tests/nri-plugin`, if `go` is there.
+#![allow(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -1,4 +1,5 @@
 //! Pods watched from outside: events, lists as streams, stats and metrics.
+#![allow(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

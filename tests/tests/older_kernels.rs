@@ -1,6 +1,7 @@
 //! The daemon on kernels that lack a newer system call. A seccomp filter answers ENOSYS to one call in turn, for the
 //! daemon and for all that it starts. Then a pod's whole life works, or the daemon says at start that it cannot: nothing
 //! is left for a pod to find out.
+#![allow(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
 
 use std::process::Stdio;
 use std::time::Duration;

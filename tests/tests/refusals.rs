@@ -1,4 +1,5 @@
 //! Bad input gets a clear error that names what is wrong, and the daemon goes on.
+#![allow(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
 
 use std::io::Write as _;
 use std::os::unix::net::UnixStream;

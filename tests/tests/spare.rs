@@ -1,4 +1,5 @@
 //! What a daemon makes in advance for the next pod: used, replaced when it is lost, gone with the daemon.
+#![allow(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
 
 use std::collections::BTreeMap;
 use std::fs;

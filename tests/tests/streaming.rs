@@ -1,5 +1,6 @@
 //! Exec, attach and port-forward of the real daemon: clients that leave at any moment, a daemon that dies, watchers that
 //! do not read. What a session of good manners is like is in `bowline check`.
+#![allow(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -142,7 +143,7 @@ const WEBSOCKET: &str = "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
 
 /// One session, dropped at a stage that its number says.
 async fn abort(client: &Client, id: &str, pod: &str, number: usize) {
-    let transport = if number % 2 == 0 { Transport::Spdy } else { Transport::WebSocket };
+    let transport = if number.is_multiple_of(2) { Transport::Spdy } else { Transport::WebSocket };
     match number % 8 {
         // A connection that says nothing; half a request; an upgrade without streams; rubbish after the upgrade.
         0 => {
@@ -160,7 +161,10 @@ async fn abort(client: &Client, id: &str, pod: &str, number: usize) {
             let _ = socket.shutdown(Shutdown::Both);
         }
         // Commands: just begun; with input on its way; at their end.
-        3 => drop(begin(&exec_address(client, id, &["cat"], ALL).await, transport, ALL).await.1.abort()),
+        3 => {
+            let (_, driver) = begin(&exec_address(client, id, &["cat"], ALL).await, transport, ALL).await;
+            driver.abort();
+        }
         4 => {
             let (mut streams, driver) =
                 begin(&exec_address(client, id, &["cat"], ALL).await, transport, ALL).await;

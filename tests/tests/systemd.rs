@@ -1,5 +1,6 @@
 //! The daemon as a service of systemd, with our unit files, and pods as scopes. Needs systemd as the init and cgroup v2,
 //! as in the guest of `cargo xtask vm --systemd systemd`; elsewhere the tests say that they were not tried.
+#![allow(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -391,7 +392,7 @@ fn a_scope_without_a_pod_is_ended() {
     systemctl(&["stop", "bowline.service"]);
     fs::remove_dir_all(service.daemon.folder().join("root/pods").join(&pod)).unwrap();
     systemctl(&["start", "bowline.service"]);
-    assert_eq!(scopes(), [other.clone()]);
+    assert_eq!(scopes(), std::slice::from_ref(&other));
     assert!(!path.exists());
     systemctl(&["kill", "-s", "KILL", &other]);
     holder.wait().unwrap();
@@ -461,7 +462,8 @@ fn a_healthy_daemon_is_left_alone() {
     assert_eq!((service.main_pid(), show("bowline.service", "NRestarts").as_str()), (before, "0"));
     let journal = output("journalctl", &["-u", "bowline.service", "-o", "json", "--no-pager"]);
     let lines = journal.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
-    let ours: Vec<_> = lines.filter(|line| line["_PID"] == before.to_string()).collect();
+    let pid = before.to_string();
+    let ours: Vec<_> = lines.filter(|line| line["_PID"] == pid).collect();
     let serving =
         ours.iter().find(|line| line["MESSAGE"].as_str().is_some_and(|text| text.contains("serving")));
     let serving = serving.expect("the journal has our lines");

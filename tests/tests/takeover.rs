@@ -1,5 +1,6 @@
 //! The daemon is killed at any moment of a pod's life; a client that repeats its calls, as the kubelet does, finds
 //! everything as it should be: no log line lost, the exit as it was, nothing left behind.
+#![allow(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
 
 use std::future::Future;
 use std::path::PathBuf;

@@ -1,4 +1,5 @@
 //! Traces, as a collector gets them: the collector's side is OpenTelemetry's own definition of OTLP.
+#![allow(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};

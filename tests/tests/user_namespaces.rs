@@ -1,4 +1,5 @@
 //! Pods whose root is nobody on the node, over the death of the daemon.
+#![allow(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, chown};

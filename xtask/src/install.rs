@@ -115,7 +115,8 @@ fn apt(packages: &[&str]) -> Result<()> {
         run(&args)
     };
     // The lists may be old, or never read.
-    if !install()? && !(run(&["update"])? && install()?) {
+    let installed = install()? || run(&["update"])? && install()?;
+    if !installed {
         bail!("apt-get could not install {}", packages.join(", "));
     }
     Ok(())

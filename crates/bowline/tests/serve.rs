@@ -1,6 +1,7 @@
 //! The daemon as its clients see it: the real program, its socket, a real kernel.
 //!
 //! Needs what the tests of `pods` need: root, a busybox, and `bowline-monitor` beside `bowline`.
+#![allow(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};

@@ -1,4 +1,5 @@
 //! The compiled interface holds exactly what the table of wire facts says, field by field.
+#![allow(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
 
 use std::collections::BTreeSet;
 

@@ -1,4 +1,5 @@
 //! Images that no criu wrote for this request: each differs from good ones in one thing, and is refused for that.
+#![allow(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
 
 use std::collections::BTreeSet;
 use std::fs;

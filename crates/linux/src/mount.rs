@@ -31,15 +31,15 @@ pub mod attr {
 /// Propagation types (`MS_*`).
 pub mod propagation {
     /// Applies to the mounts below as well.
-    pub const REC: u64 = libc::MS_REC as u64;
+    pub const REC: u64 = libc::MS_REC;
     /// Nothing passes.
-    pub const PRIVATE: u64 = libc::MS_PRIVATE as u64;
+    pub const PRIVATE: u64 = libc::MS_PRIVATE;
     /// Receives only.
-    pub const SLAVE: u64 = libc::MS_SLAVE as u64;
+    pub const SLAVE: u64 = libc::MS_SLAVE;
     /// Both ways.
-    pub const SHARED: u64 = libc::MS_SHARED as u64;
+    pub const SHARED: u64 = libc::MS_SHARED;
     /// Private, and cannot be bound.
-    pub const UNBINDABLE: u64 = libc::MS_UNBINDABLE as u64;
+    pub const UNBINDABLE: u64 = libc::MS_UNBINDABLE;
 }
 
 /// What to change on a mount.

@@ -1,4 +1,5 @@
 //! Plugins that come and go, answer and do not, against a runtime in name only.
+#![allow(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;

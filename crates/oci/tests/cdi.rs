@@ -1,4 +1,5 @@
 //! CDI: files as vendors write them, and what comes of them.
+#![allow(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
 
 use std::io;
 

@@ -122,7 +122,7 @@ async fn launch(
 
 impl Hold {
     /// Waits until it is clear whether the container is held: whether it has its cgroups, and a process in them.
-    pub(crate) async fn is_held(mut self) -> bool {
+    pub(crate) async fn held(mut self) -> bool {
         let settled = |stage: &Stage| matches!(stage, Stage::Held | Stage::Failed(_));
         self.0.wait_for(settled).await.is_ok_and(|stage| matches!(*stage, Stage::Held))
     }

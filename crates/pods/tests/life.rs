@@ -2,6 +2,7 @@
 //!
 //! Needs root, a busybox (Debian's busybox-static) and the built `bowline-monitor` beside the test's own folder;
 //! `cargo xtask test` sees to all three.
+#![allow(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
 
 use std::ffi::CString;
 use std::net::Ipv4Addr;

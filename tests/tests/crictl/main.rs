@@ -2,6 +2,7 @@
 //!
 //! crictl itself says what it offers: at the end each command and flag of its help must have been used, but those of
 //! [`EXCUSED`].
+#![allow(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};

@@ -29,12 +29,13 @@ pub(crate) fn exec(crictl: &Crictl) {
     }
     let said = crictl.ok(&["exec", "-s", "--name", "talks", "--state", "running", "echo", "found"]);
     assert_eq!(said.trim(), format!("{talks}:\nfound"));
+    let pod = crictl.ok(&["pods", "-q", "--name", "main"]);
     let filters: [&[&str]; 5] = [
         &["--label", "role=talks"],
         &["--latest"],
         &["--last", "1"],
         &["--image", &crictl.image("busybox:1")],
-        &["--pod", &crictl.ok(&["pods", "-q", "--name", "main"]).trim().to_owned()],
+        &["--pod", pod.trim()],
     ];
     for filter in filters {
         let said = crictl.ok(&[&["exec", "-s", "--quiet"], filter, &["echo", "found"]].concat());

@@ -394,7 +394,7 @@ impl Actor {
             };
             // One that is held has its cgroups already.
             let held = match hold {
-                Some(hold) => hold.is_held().await,
+                Some(hold) => hold.held().await,
                 None => false,
             };
             let running = running || held;

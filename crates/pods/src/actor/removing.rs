@@ -53,7 +53,7 @@ impl Actor {
             }
             // Its end is clear only when its beginning is.
             if let Some(hold) = hold {
-                hold.is_held().await;
+                hold.held().await;
             }
             // One that never ran may be held by it, also for a daemon before us.
             if let Some(monitor) = monitor {

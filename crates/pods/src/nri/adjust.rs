@@ -442,7 +442,7 @@ mod tests {
             minor: 3,
             ..api::LinuxDevice::default()
         };
-        devices(&[device.clone()], &mut linux).unwrap();
+        devices(std::slice::from_ref(&device), &mut linux).unwrap();
         assert_eq!(linux.devices.len(), 1);
         let rule = &linux.resources.as_ref().unwrap().devices[0];
         assert_eq!((rule.allow, rule.major, rule.minor), (true, Some(1), Some(3)));
