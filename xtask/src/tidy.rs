@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::build::root;
 
 /// Crates and their ranks: a crate may use only crates of a lower rank (ARCHITECTURE.md).
-const RANKS: [(&str, u32); 25] = [
+const RANKS: [(&str, u32); 26] = [
     ("linux", 0),
     ("model", 0),
     ("cri-proto", 0),
@@ -24,6 +24,7 @@ const RANKS: [(&str, u32); 25] = [
     ("cni", 1),
     ("nri", 1),
     ("systemd", 1),
+    ("resctrl", 1),
     ("image", 2),
     ("monitor", 2),
     ("pods", 3),

@@ -18,10 +18,23 @@ use crate::netns::PodSocket;
 const MAX_NAME: usize = 15;
 
 /// Whether a link can have this name. `%d` stands for a number that the kernel finds.
-pub fn is_link_name(name: &str, template: bool) -> bool {
+fn is_link_name(name: &str, template: bool) -> bool {
     let plain = if template { name.replacen("%d", "0", 1) } else { name.to_owned() };
     let fits = !plain.is_empty() && name.len() <= MAX_NAME && plain != "." && plain != "..";
     fits && !plain.contains(|c: char| c == '/' || c == ':' || c == '%' || c.is_whitespace() || c.is_control())
+}
+
+/// What is wrong with the names of devices, each the host's and the one that it is to get; with the field.
+pub fn check_names(devices: &[(String, String)]) -> Result<(), String> {
+    for (host, name) in devices {
+        if !is_link_name(host, false) {
+            return Err(format!("linux.netDevices: {host:?} is no name of a link"));
+        }
+        if !is_link_name(name, true) {
+            return Err(format!("linux.netDevices.{host}.name: {name:?} is no name of a link"));
+        }
+    }
+    Ok(())
 }
 
 /// Moves the host's link `host` into a network namespace, as `name`. Blocks; call it in the host's namespace.
@@ -29,7 +42,7 @@ pub fn is_link_name(name: &str, template: bool) -> bool {
 /// A link that the host does not have and the namespace has under that name was moved before: a container that is
 /// started again in its pod finds it there.
 pub fn move_device(netns: BorrowedFd<'_>, host: &str, name: &str) -> Result<(), CniError> {
-    let what = || format!("move the network device `{host}` into the pod");
+    let what = || format!("move the network device `{host}` into the network namespace");
     let failed = |error: io::Error| CniError::kernel(what())(error);
     let mut here = Socket::open(NetlinkFamily::Route).map_err(failed)?;
     let mut pod = PodSocket::enter(netns).map_err(failed)?;
@@ -43,7 +56,7 @@ pub fn move_device(netns: BorrowedFd<'_>, host: &str, name: &str) -> Result<(), 
     if link::find(there, name).map_err(failed)?.is_some() {
         return Err(failed(io::Error::new(
             io::ErrorKind::AlreadyExists,
-            format!("the pod has a link `{name}` already"),
+            format!("there is a link `{name}` already"),
         )));
     }
     let addresses = address::permanent(&mut here, device.index).map_err(failed)?;

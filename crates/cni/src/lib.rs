@@ -44,7 +44,7 @@ use cache::Cache;
 use load::Networks;
 
 pub use config::{CniConfig, DefaultNetwork, InstanceTag, PrimaryFamily};
-pub use device::{is_link_name, move_device};
+pub use device::{check_names, move_device};
 pub use drivers::try_link_drivers;
 pub use error::CniError;
 pub use reap::{Leftover, Reaped};

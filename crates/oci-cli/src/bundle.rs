@@ -66,11 +66,10 @@ impl Bundle {
             arch: native_arch()?,
             seccomp: &SeccompCache::default(),
         })?;
-        if !compiled.net_devices.is_empty() {
-            bail!("linux.netDevices: is not supported for bundles");
-        }
-        if compiled.intel_rdt.is_some() {
-            bail!("linux.intelRdt: is not supported for bundles");
+        check_net_devices(&self.spec, &compiled.net_devices)?;
+        if let Some(rdt) = &compiled.intel_rdt {
+            bowline_resctrl::check(rdt)?;
+            bowline_resctrl::require(Path::new(bowline_resctrl::ROOT))?;
         }
         let idmapped = |descriptor: &Descriptor| match descriptor {
             Descriptor::HostTree { idmap: Some(_), field, .. } => Some(field.clone()),
@@ -122,6 +121,15 @@ fn check_labels(spec: &Spec, selinux: bool) -> Result<()> {
         Some((field, _)) => bail!("{field}: this host has no SELinux; leave it out"),
         None => Ok(()),
     }
+}
+
+/// On the host's network they would be where they are already.
+fn check_net_devices(spec: &Spec, devices: &[(String, String)]) -> Result<()> {
+    let mut namespaces = spec.linux.iter().flat_map(|linux| &linux.namespaces);
+    if !devices.is_empty() && !namespaces.any(|namespace| namespace.kind == NamespaceType::Network) {
+        bail!("linux.netDevices: the container has the host's network; give it a network namespace");
+    }
+    bowline_cni::check_names(devices).map_err(anyhow::Error::msg)
 }
 
 fn check_namespaces(spec: &Spec) -> Result<()> {

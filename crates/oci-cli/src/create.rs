@@ -93,7 +93,7 @@ impl Making<'_> {
         // As early as this, so that `delete --force` finds the process if we are killed on the way.
         self.folder.write_record(&record)?;
         self.record = Some(record);
-        self.wait_for_hold(&sync, console, on_the_way.as_mut())?;
+        self.wait_for_hold(pid, &sync, console, on_the_way.as_mut())?;
         self.folder.write_plan(&self.compiled.plan)?;
         let record = self.record.as_mut().context("the record is gone")?;
         record.ready = true;
@@ -128,18 +128,43 @@ impl Making<'_> {
             sync,
             groups: self.groups.clone(),
             hooks: self.compiled.hooks.clone().unwrap_or_default(),
+            intel_rdt: self.compiled.intel_rdt.clone(),
             ready: false,
         })
     }
 
+    /// Gives the container what is the host's: once it is in its namespaces, and before any hook looks.
+    fn give(&self, pid: i32) -> Result<()> {
+        if !self.compiled.net_devices.is_empty() {
+            let path = format!("/proc/{pid}/ns/net");
+            let network = rustix::fs::open(path.as_str(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+            let network = network.with_context(|| format!("open {path}"))?;
+            for (host, name) in &self.compiled.net_devices {
+                bowline_cni::move_device(network.as_fd(), host, name).context("linux.netDevices")?;
+            }
+        }
+        match &self.compiled.intel_rdt {
+            Some(rdt) => {
+                Ok(bowline_resctrl::apply(Path::new(bowline_resctrl::ROOT), &self.wish.id, rdt, pid)?)
+            }
+            None => Ok(()),
+        }
+    }
+
     fn wait_for_hold(
         &self,
+        pid: i32,
         sync: &OwnedFd,
         console: Option<&UnixStream>,
         mut on_the_way: Option<&mut OnTheWay>,
     ) -> Result<()> {
+        let mut given = false;
         loop {
-            match bowline_launch::receive(sync.as_fd()).context("hear from the process")? {
+            let report = bowline_launch::receive(sync.as_fd()).context("hear from the process")?;
+            if matches!(report, Report::Held | Report::Waiting) && !std::mem::replace(&mut given, true) {
+                self.give(pid)?;
+            }
+            match report {
                 Report::Held => return Ok(()),
                 Report::Waiting => {
                     let record = self.record.as_ref().context("the process came before its record")?;
@@ -174,6 +199,9 @@ impl Making<'_> {
         };
         told(self.groups.signal(&self.hierarchies, Signal::KILL).map(drop));
         told(self.groups.remove(&self.hierarchies));
+        if let Some(record) = &self.record {
+            told(record.leave_class());
+        }
         // Hooks have run, so those that clean up after them have to.
         if let Some(record) = &self.record
             && let Ok(state) = record.state_json(Status::Stopped)

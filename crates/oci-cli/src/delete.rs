@@ -35,6 +35,7 @@ pub(crate) fn delete(store: &Store, id: &str, force: bool) -> Result<()> {
     // Without a PID namespace of its own, others may have outlived it.
     record.groups.signal(&hierarchies, Signal::KILL)?;
     record.groups.remove(&hierarchies)?;
+    record.leave_class()?;
     let state = record.state_json(Status::Stopped)?;
     hooks::run_all("poststop", &record.hooks.poststop, &record.bundle, &state);
     folder.remove()

@@ -79,7 +79,7 @@ pub(crate) fn features() -> Result<()> {
     mount_options.sort_unstable();
     print_json(&json!({
         "ociVersionMin": "1.0.0",
-        "ociVersionMax": "1.2.0",
+        "ociVersionMax": "1.3.0",
         "hooks": ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"],
         "mountOptions": mount_options,
         "linux": linux()?,
@@ -95,7 +95,8 @@ fn linux() -> Result<Value> {
         "seccomp": seccomp(),
         "apparmor": { "enabled": true },
         "selinux": { "enabled": true },
-        "intelRdt": { "enabled": false },
+        "intelRdt": { "enabled": true, "schemata": true, "monitoring": true },
+        "netDevices": { "enabled": true },
         "mountExtensions": { "idmap": { "enabled": false } },
     }))
 }

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use bowline_launch_plan::LaunchPlan;
-use bowline_model::runtime_spec::Hooks;
+use bowline_model::runtime_spec::{Hooks, IntelRdt};
 use rustix::fs::{CWD, FlockOperation, Mode, fcntl_lock, mkfifoat};
 use serde::{Deserialize, Serialize};
 
@@ -53,6 +53,9 @@ pub(crate) struct Record {
     pub(crate) sync: i32,
     pub(crate) groups: Groups,
     pub(crate) hooks: Hooks,
+    /// Its class of service. Older records have none.
+    #[serde(default)]
+    pub(crate) intel_rdt: Option<IntelRdt>,
     /// `create` came to its end.
     pub(crate) ready: bool,
 }
@@ -83,6 +86,13 @@ pub(crate) struct State<'a> {
 }
 
 impl Record {
+    /// Takes away its class of service, if that is its own.
+    pub(crate) fn leave_class(&self) -> Result<()> {
+        let Some(rdt) = &self.intel_rdt else { return Ok(()) };
+        bowline_resctrl::remove(Path::new(bowline_resctrl::ROOT), &self.id, rdt)
+            .context("linux.intelRdt: remove the container's class")
+    }
+
     /// Where it stands, and its process if that has not ended.
     pub(crate) fn look(&self) -> Result<(Status, Option<Live>)> {
         let live = self.process.find()?;

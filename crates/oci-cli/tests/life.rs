@@ -8,7 +8,7 @@ use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixListener;
-use std::process::{ExitCode, Stdio};
+use std::process::{Command, ExitCode, Stdio};
 
 use clap::{Args as _, FromArgMatches as _};
 use serde_json::{Value, json};
@@ -20,7 +20,7 @@ fn main() -> ExitCode {
         let args = bowline_oci_cli::OciArgs::from_arg_matches(&command.get_matches()).unwrap();
         return bowline_oci_cli::run(args);
     }
-    let tests: [(&str, fn()); 14] = [
+    let tests: [(&str, fn()); 16] = [
         ("a_whole_life", a_whole_life),
         ("exec_takes_user_environment_and_folder", exec_takes_user_environment_and_folder),
         ("run_ends_as_its_program", run_ends_as_its_program),
@@ -33,6 +33,8 @@ fn main() -> ExitCode {
         ("a_failing_hook_undoes_the_container", a_failing_hook_undoes_the_container),
         ("a_reused_number_is_never_signalled", a_reused_number_is_never_signalled),
         ("namespaces_of_others_are_joined", namespaces_of_others_are_joined),
+        ("links_of_the_host_move_in", links_of_the_host_move_in),
+        ("classes_of_service_want_resctrl", classes_of_service_want_resctrl),
         ("a_terminal_goes_to_its_socket", a_terminal_goes_to_its_socket),
         ("names_lists_and_features", names_lists_and_features),
     ];
@@ -377,6 +379,61 @@ fn namespaces_of_others_are_joined() {
     assert_eq!(output, links.concat());
     assert_eq!(place.state("c1")["status"], "running");
     place.ok(&["delete", "--force", "c1"]);
+    place.nothing_left();
+}
+
+fn links_of_the_host_move_in() {
+    // A "host" of its own for this thread and the commands that it starts.
+    let on_a_host = || {
+        bowline_linux::netns::unshare_network().unwrap();
+        let ip = |words: &str| {
+            let output = Command::new("ip").args(words.split(' ')).output().expect("iproute2 is installed");
+            assert!(output.status.success(), "ip {words}: {output:?}");
+            String::from_utf8(output.stdout).unwrap()
+        };
+        let place = Place::new("links");
+        // The state says which process to look at.
+        let look = r#"nsenter -t $(sed 's/.*"pid": *\([0-9]*\).*/\1/') -n ip -o link"#;
+        let look = format!("{look} > {}", place.path("seen"));
+        let devices = |devices: Value| {
+            place.bundle(|spec| {
+                spec["process"]["args"] = json!(["busybox", "ip", "addr", "show"]);
+                spec["hooks"]["createRuntime"] = json!([{"path": "/bin/sh", "args": ["sh", "-c", look]}]);
+                spec["linux"]["netDevices"] = devices;
+            });
+        };
+        ip("link add given type veth peer name peer1");
+        ip("addr add 192.0.2.7/24 dev given");
+        devices(json!({"given": {"name": "net7"}}));
+        let shown = place.output(&["run", "--bundle", &place.bundle_path(), "c1"]);
+        assert!(shown.contains("net7") && shown.contains("192.0.2.7/24"), "{shown}");
+        let seen = fs::read_to_string(place.path("seen")).unwrap();
+        assert!(seen.contains("net7"), "hooks of the runtime see the link: {seen}");
+        assert!(!ip("-o link").contains("given"), "it is on the host still");
+
+        devices(json!({"absent": {}}));
+        place.fails(&["create", "--bundle", &place.bundle_path(), "c1"], "`absent`");
+        devices(json!({"a/b": {}}));
+        place.fails(&["create", "--bundle", &place.bundle_path(), "c1"], "linux.netDevices");
+        place.bundle(|spec| {
+            spec["linux"]["namespaces"] = json!([{"type": "mount"}, {"type": "pid"}, {"type": "uts"}]);
+            spec["linux"]["netDevices"] = json!({"lo": {}});
+        });
+        place.fails(&["create", "--bundle", &place.bundle_path(), "c1"], "has the host's network");
+        place.nothing_left();
+    };
+    std::thread::spawn(on_a_host).join().unwrap();
+}
+
+/// No machine that runs this is known to have resctrl; what is done with it is tested beside its code.
+fn classes_of_service_want_resctrl() {
+    let place = Place::new("resctrl");
+    place.bundle(|spec| spec["linux"]["intelRdt"] = json!({"closID": "a/b"}));
+    place.fails(&["create", "--bundle", &place.bundle_path(), "c1"], "linux.intelRdt.closID");
+    place.bundle(|spec| spec["linux"]["intelRdt"] = json!({"schemata": ["L3:0=f"]}));
+    if !std::path::Path::new("/sys/fs/resctrl/schemata").exists() {
+        place.fails(&["create", "--bundle", &place.bundle_path(), "c1"], "mount -t resctrl");
+    }
     place.nothing_left();
 }
 

@@ -26,7 +26,7 @@ use crate::error::doing;
 use crate::nri::{Making, Settled};
 use crate::shared::Shared;
 use crate::start::{Opening, begin_opening};
-use crate::{PodError, cdi, devices, files, hold, net_devices, rdt, user, volumes};
+use crate::{PodError, cdi, devices, files, hold, net_devices, user, volumes};
 
 /// The longest seccomp profile that is read from the host, in bytes.
 const MAX_PROFILE: u64 = 4 << 20;
@@ -158,8 +158,8 @@ fn build(
     let own_network = networks.into_iter().any(|namespace| namespace.kind == NamespaceType::Network);
     net_devices::check(&pod.spec, own_network, &compiled.net_devices)?;
     if let Some(rdt) = &compiled.intel_rdt {
-        rdt::check(rdt)?;
-        rdt::require(Path::new(rdt::ROOT))?;
+        bowline_resctrl::check(rdt)?;
+        bowline_resctrl::require(Path::new(bowline_resctrl::ROOT))?;
     }
     if taken.is_some() && compiled.hooks.is_some() {
         return Err(PodError::Unsupported(

@@ -4,6 +4,8 @@
 
 use std::sync::Arc;
 
+use bowline_resctrl::ResctrlError;
+
 /// What the operation came to.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum PodError {
@@ -74,6 +76,17 @@ impl PodError {
             cause = error.source();
         }
         false
+    }
+}
+
+impl From<ResctrlError> for PodError {
+    fn from(error: ResctrlError) -> PodError {
+        match error {
+            ResctrlError::Invalid { .. } => PodError::Invalid(error.to_string()),
+            ResctrlError::Missing(_) => PodError::Unsupported(error.to_string()),
+            ResctrlError::Differs(_) => PodError::State(error.to_string()),
+            ResctrlError::Failed { .. } => PodError::failed("give the container its class of service", error),
+        }
     }
 }
 

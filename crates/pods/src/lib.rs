@@ -51,7 +51,6 @@ mod netns;
 mod nri;
 mod operations;
 mod paths;
-mod rdt;
 mod recover;
 mod run_pod;
 mod scope;

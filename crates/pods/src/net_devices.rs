@@ -29,16 +29,7 @@ pub(crate) fn check(pod: &PodSpec, own_network: bool, devices: &[(String, String
         let text = "linux.netDevices: the container has another network than its pod";
         return Err(PodError::Unsupported(text.into()));
     }
-    for (host, name) in devices {
-        if !bowline_cni::is_link_name(host, false) {
-            return Err(PodError::Invalid(format!("linux.netDevices: {host:?} is no name of a link")));
-        }
-        if !bowline_cni::is_link_name(name, true) {
-            let text = format!("linux.netDevices.{host}.name: {name:?} is no name of a link");
-            return Err(PodError::Invalid(text));
-        }
-    }
-    Ok(())
+    bowline_cni::check_names(devices).map_err(PodError::Invalid)
 }
 
 /// Moves them.

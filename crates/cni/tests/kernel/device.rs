@@ -51,7 +51,7 @@ fn a_link_moves_with_its_addresses_and_is_up() {
 
         ip("link add other type veth peer name peer2");
         let error = move_device(netns.as_fd(), "other", "net7").unwrap_err();
-        assert!(bowline_text(&error).contains("has a link `net7` already"), "{error:?}");
+        assert!(bowline_text(&error).contains("there is a link `net7` already"), "{error:?}");
         assert!(ip("-o link").contains(": other"), "it must stay where it was");
         // The kernel finds the number.
         move_device(netns.as_fd(), "other", "net%d").unwrap();

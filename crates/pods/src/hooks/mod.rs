@@ -38,7 +38,6 @@ use crate::error::doing;
 use crate::monitor::{Monitor, MonitorError, sealed};
 use crate::mount_table;
 use crate::operations::stage;
-use crate::rdt;
 use crate::shared::{Shared, blocking};
 use crate::start::{Started, launch_error};
 
@@ -282,7 +281,7 @@ impl Launching {
     /// Our part while the child waits: its class of service, the states, and the hooks of the host.
     fn run(mut self, pid: i32) -> Result<(), PodError> {
         if let Some(rdt) = &self.rdt {
-            rdt::apply(Path::new(rdt::ROOT), &self.bundle.id.to_string(), rdt, pid)?;
+            bowline_resctrl::apply(Path::new(bowline_resctrl::ROOT), &self.bundle.id.to_string(), rdt, pid)?;
         }
         let mut told = || -> io::Result<Vec<u8>> {
             let inside = Some(number_inside(pid)?);
@@ -362,7 +361,7 @@ pub(crate) fn poststop(shared: &Shared, record: &ContainerRecord) -> Result<(), 
         let place = Place { bundle: &bundle.path, group: None };
         place.run_all("poststop", &hooks.poststop, &state, &record.id.to_string());
         if let Some(rdt) = bundle.stored.spec.linux.as_ref().and_then(|linux| linux.intel_rdt.as_ref()) {
-            rdt::remove(Path::new(rdt::ROOT), &record.id.to_string(), rdt)
+            bowline_resctrl::remove(Path::new(bowline_resctrl::ROOT), &record.id.to_string(), rdt)
                 .map_err(doing("remove the container's class of service"))?;
         }
         Ok(())

@@ -9,19 +9,47 @@ use std::path::{Path, PathBuf};
 
 use bowline_model::runtime_spec::IntelRdt;
 
-use crate::PodError;
-use crate::error::doing;
+/// Why a class of service cannot be given.
+#[derive(Debug, thiserror::Error)]
+pub enum ResctrlError {
+    /// It could not be given on any machine.
+    #[error("linux.intelRdt.{field}: {reason}")]
+    Invalid {
+        /// Below `linux.intelRdt`.
+        field: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// This machine does not have it, or does not show it.
+    #[error(
+        "linux.intelRdt: resctrl is not mounted at {root}; mount it there (`mount -t resctrl resctrl {root}`) on a machine that has it",
+        root = .0.display()
+    )]
+    Missing(PathBuf),
+    /// What is there is something else.
+    #[error("linux.intelRdt.{0}")]
+    Differs(String),
+    /// The kernel did not want it.
+    #[error("linux.intelRdt: could not {doing}")]
+    Failed {
+        /// What was being done, to which folder.
+        doing: String,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+}
 
 /// Where resctrl is mounted.
-pub(crate) const ROOT: &str = "/sys/fs/resctrl";
+pub const ROOT: &str = "/sys/fs/resctrl";
 /// Entries of resctrl that are no classes.
 const TAKEN: [&str; 3] = ["info", "mon_groups", "mon_data"];
 /// The longest schemata, bytes: resctrl reads a page at most.
 const MAX_SCHEMATA: usize = 4096;
 
 /// Refuses what could not be applied on any machine.
-pub(crate) fn check(wish: &IntelRdt) -> Result<(), PodError> {
-    let bad = |field: &str, reason: String| PodError::Invalid(format!("linux.intelRdt.{field}: {reason}"));
+pub fn check(wish: &IntelRdt) -> Result<(), ResctrlError> {
+    let bad = |field: &'static str, reason: String| ResctrlError::Invalid { field, reason };
     let name = wish.clos_id.as_str();
     let fits = name == "/" || !(name.contains('/') || name == "." || name == ".." || name.len() > 255);
     if !fits || name.contains(['\n', '\0']) || TAKEN.contains(&name) {
@@ -40,39 +68,39 @@ pub(crate) fn check(wish: &IntelRdt) -> Result<(), PodError> {
 }
 
 /// Whether this machine has resctrl.
-pub(crate) fn require(root: &Path) -> Result<(), PodError> {
+pub fn require(root: &Path) -> Result<(), ResctrlError> {
     match root.join("schemata").exists() {
         true => Ok(()),
-        false => Err(PodError::Unsupported(format!(
-            "linux.intelRdt: resctrl is not mounted at {}; mount it there (`mount -t resctrl resctrl {0}`) on a machine that has it",
-            root.display()
-        ))),
+        false => Err(ResctrlError::Missing(root.to_owned())),
     }
 }
 
-/// Puts a process into its class.
-pub(crate) fn apply(root: &Path, container: &str, wish: &IntelRdt, pid: i32) -> Result<(), PodError> {
+/// Puts a process into its class, which is made if need be. `root` is where resctrl is mounted, [`ROOT`]; `container` an id that
+/// no other container of the machine has.
+pub fn apply(root: &Path, container: &str, wish: &IntelRdt, pid: i32) -> Result<(), ResctrlError> {
     require(root)?;
     let class = class(root, container, wish);
-    let what = |doing: &str| format!("linux.intelRdt: {doing} {}", class.display());
+    let failed = |doing: &str| {
+        let doing = format!("{doing} {}", class.display());
+        move |source| ResctrlError::Failed { doing, source }
+    };
     let wanted: Vec<&str> = lines(wish).collect();
     let there = class.is_dir();
     if there && !wish.clos_id.is_empty() && !wanted.is_empty() {
-        let found =
-            fs::read_to_string(class.join("schemata")).map_err(doing(what("read the schemata of")))?;
+        let found = fs::read_to_string(class.join("schemata")).map_err(failed("read the schemata of"))?;
         if let Some(line) = differing(&wanted, &found) {
-            return Err(PodError::State(format!(
-                "linux.intelRdt.schemata: the class {} is there with another value than {line:?}",
+            return Err(ResctrlError::Differs(format!(
+                "schemata: the class {} is there with another value than {line:?}",
                 wish.clos_id
             )));
         }
     } else if !there && !wish.clos_id.is_empty() && wanted.is_empty() {
-        return Err(PodError::State(format!(
-            "linux.intelRdt.closID: there is no class {}, and no schemata to make it with",
+        return Err(ResctrlError::Differs(format!(
+            "closID: there is no class {}, and no schemata to make it with",
             wish.clos_id
         )));
     } else if wish.clos_id != "/" {
-        make(&class).map_err(doing(what("make")))?;
+        make(&class).map_err(failed("make"))?;
         if !wanted.is_empty()
             && let Err(error) = fs::write(class.join("schemata"), wanted.join("\n") + "\n")
         {
@@ -80,23 +108,21 @@ pub(crate) fn apply(root: &Path, container: &str, wish: &IntelRdt, pid: i32) -> 
                 let _ = fs::remove_dir(&class);
             }
             let status = fs::read_to_string(root.join("info/last_cmd_status")).unwrap_or_default();
-            return Err(PodError::failed(
-                format!("{} ({})", what("write the schemata of"), status.trim()),
-                error,
-            ));
+            let doing = format!("write the schemata of {} ({})", class.display(), status.trim());
+            return Err(ResctrlError::Failed { doing, source: error });
         }
     }
-    fs::write(class.join("tasks"), pid.to_string()).map_err(doing(what("put the container into")))?;
+    fs::write(class.join("tasks"), pid.to_string()).map_err(failed("put the container into"))?;
     if watched(wish) {
         let group = monitoring(&class, container);
-        make(&group).map_err(doing(what("make a folder of monitoring in")))?;
-        fs::write(group.join("tasks"), pid.to_string()).map_err(doing(what("watch the container in")))?;
+        make(&group).map_err(failed("make a folder of monitoring in"))?;
+        fs::write(group.join("tasks"), pid.to_string()).map_err(failed("watch the container in"))?;
     }
     Ok(())
 }
 
 /// Takes away what was made for this container alone. What is not there is fine.
-pub(crate) fn remove(root: &Path, container: &str, wish: &IntelRdt) -> io::Result<()> {
+pub fn remove(root: &Path, container: &str, wish: &IntelRdt) -> io::Result<()> {
     let class = class(root, container, wish);
     let gone = |path: &Path| match fs::remove_dir(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -202,13 +228,13 @@ mod tests {
             ..IntelRdt::default()
         };
         let error = apply(root.path(), ID, &gold(&[]), 1).unwrap_err();
-        assert!(matches!(&error, PodError::State(text) if text.contains("no class gold")), "{error}");
+        assert!(matches!(&error, ResctrlError::Differs(text) if text.contains("no class gold")), "{error}");
         apply(root.path(), ID, &gold(&["L3:0=f;1=0ff"]), 1).unwrap();
         apply(root.path(), ID, &gold(&["L3:1=FF;0=f"]), 2).unwrap();
         apply(root.path(), ID, &gold(&[]), 3).unwrap();
         assert_eq!(read(root.path().join("gold/tasks")), "3");
         let error = apply(root.path(), ID, &gold(&["L3:0=1"]), 4).unwrap_err();
-        assert!(matches!(&error, PodError::State(text) if text.contains("L3:0=1")), "{error}");
+        assert!(matches!(&error, ResctrlError::Differs(text) if text.contains("L3:0=1")), "{error}");
         remove(root.path(), ID, &gold(&[])).unwrap();
         assert!(root.path().join("gold").exists());
     }
@@ -230,12 +256,12 @@ mod tests {
     fn nonsense_and_a_machine_without_it_are_refused() {
         for name in ["a/b", "..", "info", "a\nb"] {
             let wish = IntelRdt { clos_id: name.into(), ..IntelRdt::default() };
-            assert!(matches!(check(&wish), Err(PodError::Invalid(_))), "{name:?}");
+            assert!(matches!(check(&wish), Err(ResctrlError::Invalid { .. })), "{name:?}");
         }
         let wish = IntelRdt { schemata: vec!["L3".into()], ..IntelRdt::default() };
         assert!(check(&wish).unwrap_err().to_string().contains("schemata"));
         let nothing = tempfile::tempdir().unwrap();
         let error = apply(nothing.path(), ID, &IntelRdt::default(), 1).unwrap_err();
-        assert!(matches!(&error, PodError::Unsupported(text) if text.contains("not mounted")), "{error}");
+        assert!(error.to_string().contains("not mounted"), "{error}");
     }
 }
