@@ -6,19 +6,19 @@
 mod apparmor;
 mod as_text;
 mod error;
+mod nri;
 mod selinux;
+mod streaming;
 
 use std::fs;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::Ipv4Addr;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use bowline_cni::DefaultNetwork;
-use bowline_nri::{NriConfig, ValidatorConfig};
 use bowline_pods::DriverWish;
-use bowline_streaming::{StreamingConfig, TlsFiles};
+use bowline_streaming::StreamingConfig;
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
@@ -27,7 +27,10 @@ use crate::log::{Format, Level};
 use crate::traces::TracesSettings;
 use apparmor::ApparmorSettings;
 pub(crate) use error::ConfigError;
+pub(crate) use nri::Nri;
+use nri::NriSettings;
 use selinux::SelinuxSettings;
+use streaming::StreamingSettings;
 
 /// Read if it is there and `--config` names no other.
 const DEFAULT_FILE: &str = "/etc/bowline/config.toml";
@@ -193,189 +196,6 @@ pub(crate) struct ImageSettings {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) stall_timeout_seconds: Option<NonZeroU32>,
     pub(crate) pinned: Vec<String>,
-}
-
-/// `[streaming]`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub(crate) struct StreamingSettings {
-    pub(crate) address: IpAddr,
-    pub(crate) port: u16,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) tls_cert: Option<PathBuf>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) tls_key: Option<PathBuf>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) tls_client_ca: Option<PathBuf>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) idle_timeout_seconds: Option<NonZeroU32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) max_duration_seconds: Option<NonZeroU32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) max_sessions: Option<NonZeroU32>,
-}
-
-impl Default for StreamingSettings {
-    fn default() -> Self {
-        StreamingSettings {
-            // The kubelet is on the same machine, and whoever has an address needs nothing else to use it.
-            address: IpAddr::V4(Ipv4Addr::LOCALHOST),
-            port: 0,
-            tls_cert: None,
-            tls_key: None,
-            tls_client_ca: None,
-            idle_timeout_seconds: None,
-            max_duration_seconds: None,
-            max_sessions: None,
-        }
-    }
-}
-
-impl StreamingSettings {
-    fn config(&self) -> Result<StreamingConfig, ConfigError> {
-        if self.address.is_unspecified() {
-            let reason = format!("`{}` is every address; name one that the kubelet can reach", self.address);
-            return Err(ConfigError::value("streaming.address", reason));
-        }
-        let path =
-            |key, path: &Option<PathBuf>| path.clone().map(|path| absolute(key, Some(path), "")).transpose();
-        let certificate = path("streaming.tls_cert", &self.tls_cert)?;
-        let key = path("streaming.tls_key", &self.tls_key)?;
-        let client_authorities = path("streaming.tls_client_ca", &self.tls_client_ca)?;
-        let tls = match (certificate, key) {
-            (Some(certificate), Some(key)) => Some(TlsFiles { certificate, key, client_authorities }),
-            (None, None) if client_authorities.is_none() => None,
-            (Some(_), None) => {
-                return Err(ConfigError::value("streaming.tls_key", "missing beside tls_cert".into()));
-            }
-            _ => {
-                return Err(ConfigError::value(
-                    "streaming.tls_cert",
-                    "missing beside the other TLS files".into(),
-                ));
-            }
-        };
-        let seconds = |number: NonZeroU32| Duration::from_secs(number.get().into());
-        let mut config =
-            StreamingConfig { address: SocketAddr::new(self.address, self.port), tls, ..Default::default() };
-        config.idle = self.idle_timeout_seconds.map_or(config.idle, seconds);
-        config.longest = self.max_duration_seconds.map(seconds);
-        config.max_connections = self.max_sessions.map_or(config.max_connections, |most| most.get() as usize);
-        Ok(config)
-    }
-}
-
-/// `[nri]`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub(crate) struct NriSettings {
-    pub(crate) enable: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) socket_path: Option<PathBuf>,
-    /// Nobody connects; only the programs of `plugin_path` are plugins.
-    pub(crate) disable_connections: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) plugin_path: Option<PathBuf>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) plugin_config_path: Option<PathBuf>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) registration_timeout_seconds: Option<NonZeroU32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) request_timeout_seconds: Option<NonZeroU32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) synchronize_timeout_seconds: Option<NonZeroU32>,
-    pub(crate) required_plugins: Vec<String>,
-    pub(crate) default_validator: ValidatorSettings,
-}
-
-/// `[nri.default_validator]`.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub(crate) struct ValidatorSettings {
-    pub(crate) enable: bool,
-    pub(crate) reject_oci_hook_adjustment: bool,
-    pub(crate) reject_runtime_default_seccomp_adjustment: bool,
-    pub(crate) reject_unconfined_seccomp_adjustment: bool,
-    pub(crate) reject_custom_seccomp_adjustment: bool,
-    pub(crate) reject_namespace_adjustment: bool,
-    pub(crate) reject_sysctl_adjustment: bool,
-    pub(crate) tolerate_missing_plugins_annotation: String,
-}
-
-impl Default for NriSettings {
-    fn default() -> Self {
-        NriSettings {
-            enable: true,
-            socket_path: None,
-            disable_connections: false,
-            plugin_path: None,
-            plugin_config_path: None,
-            registration_timeout_seconds: None,
-            request_timeout_seconds: None,
-            synchronize_timeout_seconds: None,
-            required_plugins: Vec::new(),
-            default_validator: ValidatorSettings::default(),
-        }
-    }
-}
-
-/// Plugins, with nothing left open.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Nri {
-    pub(crate) config: NriConfig,
-    /// Where plugins connect, unless nobody may.
-    pub(crate) socket: Option<PathBuf>,
-    /// Somebody has named the socket: it has to be there.
-    pub(crate) socket_named: bool,
-}
-
-impl NriSettings {
-    /// Plugins know one place. A daemon of another state folder is one of several, and has its own of everything: its
-    /// socket in that folder, and no programs that are not named.
-    fn config(&self, state: &Path) -> Result<Option<Nri>, ConfigError> {
-        if !self.enable {
-            return Ok(None);
-        }
-        let mut config = NriConfig::new(env!("CARGO_PKG_VERSION"));
-        let alone = state == Path::new(DEFAULT_STATE);
-        let own = |name: &str| state.join(name);
-        let socket = if alone { PathBuf::from(bowline_nri::DEFAULT_SOCKET) } else { own("nri.sock") };
-        if !alone {
-            config.plugin_folder = own("nri-plugins");
-        }
-        let path = |key, path: &Option<PathBuf>, default: PathBuf| match path {
-            Some(path) => absolute(key, Some(path.clone()), ""),
-            None => Ok(default),
-        };
-        config.plugin_folder = path("nri.plugin_path", &self.plugin_path, config.plugin_folder)?;
-        config.config_folder =
-            path("nri.plugin_config_path", &self.plugin_config_path, config.config_folder)?;
-        let socket = path("nri.socket_path", &self.socket_path, socket)?;
-        let seconds = |number: &Option<NonZeroU32>, default: Duration| {
-            number.map_or(default, |number| Duration::from_secs(number.get().into()))
-        };
-        config.registration_timeout =
-            seconds(&self.registration_timeout_seconds, config.registration_timeout);
-        config.request_timeout = seconds(&self.request_timeout_seconds, config.request_timeout);
-        config.synchronize_timeout = seconds(&self.synchronize_timeout_seconds, config.synchronize_timeout);
-        config.required_plugins.clone_from(&self.required_plugins);
-        let rules = &self.default_validator;
-        config.validator = ValidatorConfig {
-            enable: rules.enable,
-            reject_oci_hooks: rules.reject_oci_hook_adjustment,
-            reject_runtime_default_seccomp: rules.reject_runtime_default_seccomp_adjustment,
-            reject_unconfined_seccomp: rules.reject_unconfined_seccomp_adjustment,
-            reject_custom_seccomp: rules.reject_custom_seccomp_adjustment,
-            reject_namespaces: rules.reject_namespace_adjustment,
-            reject_sysctls: rules.reject_sysctl_adjustment,
-            tolerate_missing_annotation: rules.tolerate_missing_plugins_annotation.clone(),
-        };
-        Ok(Some(Nri {
-            config,
-            socket: (!self.disable_connections).then_some(socket),
-            socket_named: self.socket_path.is_some(),
-        }))
-    }
 }
 
 /// What the command line says; it wins over files.

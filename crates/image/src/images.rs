@@ -1,5 +1,8 @@
 //! The store as its users see it: an immutable snapshot to read, and few ways to change it.
 
+mod claim;
+mod snapshot;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::{self, Read as _};
 use std::path::PathBuf;
@@ -8,6 +11,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
 
+pub(crate) use self::claim::{Claim, Ticket};
+use self::snapshot::{Match, Snapshot, snapshot};
 use crate::config::ImagesConfig;
 use crate::digest::{Digest, ImageId, LayerName};
 use crate::error::{OpenError, PullError, RemoveError};
@@ -40,13 +45,6 @@ pub(crate) struct Inner {
     flush_waits: AtomicBool,
     flush_turn: tokio::sync::Mutex<()>,
     claims: AtomicU64,
-}
-
-/// What readers see. Replaced as a whole.
-#[derive(Default)]
-struct Snapshot {
-    images: BTreeMap<ImageId, Arc<Image>>,
-    names: BTreeMap<String, ImageId>,
 }
 
 #[derive(Default)]
@@ -350,80 +348,7 @@ impl Inner {
     pub(crate) fn claim(self: &Arc<Self>) -> Claim {
         let id = self.claims.fetch_add(1, SeqCst);
         self.state().claims.insert(id, Claimed::default());
-        Claim(Ticket { inner: self.clone(), id })
-    }
-}
-
-/// Keeps what a pull has gathered from being collected; ends with it.
-pub(crate) struct Claim(Ticket);
-
-/// A claim as blocking work sees it, which may outlive the pull by a moment: it must not commit anything once the claim has ended.
-#[derive(Clone)]
-pub(crate) struct Ticket {
-    pub(crate) inner: Arc<Inner>,
-    id: u64,
-}
-
-impl std::ops::Deref for Claim {
-    type Target = Ticket;
-    fn deref(&self) -> &Ticket {
-        &self.0
-    }
-}
-
-impl Ticket {
-    /// Whether the pull still runs. Ask while holding the commit turn: the sweep after a cancelled pull takes it too.
-    pub(crate) fn live(&self) -> bool {
-        self.inner.state().claims.contains_key(&self.id)
-    }
-
-    /// The layer's folder, if it is there; claimed then.
-    pub(crate) fn find_layer(&self, diff_id: Digest, chain_id: Digest, bottom: bool) -> Option<LayerName> {
-        let mut state = self.inner.state();
-        let name = state.find_layer(diff_id, chain_id, bottom)?;
-        state.claims.get_mut(&self.id)?.layers.insert(name.clone());
-        Some(name)
-    }
-
-    /// Whether a blob is there; claimed then.
-    pub(crate) fn find_blob(&self, digest: Digest) -> bool {
-        let mut state = self.inner.state();
-        let there = state.blobs.contains_key(&digest);
-        if there && let Some(claimed) = state.claims.get_mut(&self.id) {
-            claimed.blobs.insert(digest);
-        }
-        there
-    }
-
-    /// Counts a layer that has just been moved into place. The caller holds the commit turn.
-    pub(crate) fn add_layer(&self, name: &LayerName, meta: LayerMeta) {
-        let mut state = self.inner.state();
-        let (bytes, inodes) = meta.cost();
-        state.bytes += bytes;
-        state.inodes += inodes;
-        state.old.remove(name);
-        state.layers.insert(name.clone(), meta);
-        if let Some(claimed) = state.claims.get_mut(&self.id) {
-            claimed.layers.insert(name.clone());
-        }
-    }
-
-    /// The same for a blob.
-    pub(crate) fn add_blob(&self, digest: Digest, size: u64) {
-        let mut state = self.inner.state();
-        if state.blobs.insert(digest, size).is_none() {
-            state.bytes += size;
-            state.inodes += 1;
-        }
-        if let Some(claimed) = state.claims.get_mut(&self.id) {
-            claimed.blobs.insert(digest);
-        }
-    }
-}
-
-impl Drop for Claim {
-    fn drop(&mut self) {
-        self.0.inner.state().claims.remove(&self.0.id);
+        Claim::new(self.clone(), id)
     }
 }
 
@@ -466,78 +391,4 @@ fn load(store: &Store, state: &State, descriptor: &Descriptor) -> Result<Stored,
         parents = Some(chain_id);
     }
     Ok(Stored::new(descriptor.clone(), &manifest, json.into(), config, layers))
-}
-
-enum Match {
-    None,
-    One(ImageId),
-    Many,
-}
-
-impl Snapshot {
-    /// Full names go first, so that a tag named like an id's beginning means the tag.
-    fn find(&self, any: &str) -> Match {
-        if let Some(id) = Digest::parse(any).or_else(|| Digest::parse_hex(any)).map(ImageId)
-            && self.images.contains_key(&id)
-        {
-            return Match::One(id);
-        }
-        if let Ok(reference) = Reference::parse(any)
-            && let Some(id) = self.names.get(&reference.to_string())
-        {
-            return Match::One(*id);
-        }
-        let hex = any.strip_prefix("sha256:").unwrap_or(any);
-        if hex.is_empty() || hex.len() > 64 || !hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
-            return Match::None;
-        }
-        let mut fitting = self.images.keys().filter(|id| id.0.hex().starts_with(hex));
-        match (fitting.next(), fitting.next()) {
-            (Some(id), None) => Match::One(*id),
-            (None, _) => Match::None,
-            (Some(_), Some(_)) => Match::Many,
-        }
-    }
-}
-
-fn snapshot(names: &BTreeMap<String, Arc<Stored>>, pinned: &[String]) -> Snapshot {
-    let mut images: BTreeMap<ImageId, Image> = BTreeMap::new();
-    for (name, stored) in names {
-        let image = images.entry(stored.id).or_insert_with(|| Image {
-            id: stored.id,
-            repo_tags: Vec::new(),
-            repo_digests: Vec::new(),
-            size: stored.size(),
-            config: stored.config.clone(),
-            config_json: stored.config_json.clone(),
-            layers: stored.layers.clone(),
-            annotations: stored.annotations.clone(),
-            pinned: false,
-        });
-        image.annotations.retain(|key, value| stored.annotations.get(key) == Some(value));
-        let list = if name.contains('@') { &mut image.repo_digests } else { &mut image.repo_tags };
-        list.push(name.clone());
-        image.pinned |= pinned.iter().any(|pattern| fits(pattern, name));
-    }
-    Snapshot {
-        images: images.into_iter().map(|(id, image)| (id, Arc::new(image))).collect(),
-        names: names.iter().map(|(name, stored)| (name.clone(), stored.id)).collect(),
-    }
-}
-
-/// Whether a name fits a pattern of literal parts and `*`. A pattern without `*` may be a short name.
-fn fits(pattern: &str, name: &str) -> bool {
-    let Some((first, rest)) = pattern.split_once('*') else {
-        return pattern == name || Reference::parse(pattern).is_ok_and(|full| full.to_string() == name);
-    };
-    let Some(mut left) = name.strip_prefix(first) else { return false };
-    let mut parts = rest.split('*').peekable();
-    while let Some(part) = parts.next() {
-        if parts.peek().is_none() {
-            return left.ends_with(part);
-        }
-        let Some(at) = left.find(part) else { return false };
-        left = &left[at + part.len()..];
-    }
-    left.is_empty()
 }
