@@ -15,15 +15,22 @@ use crate::netlink::Batch;
 use crate::netns::PodSocket;
 use crate::plugin::Step;
 use crate::result::CniResult;
+use crate::spare::Prepared;
 use crate::{Cni, CniError, PodNetwork, PodNetworkRequest};
 
 impl Cni {
     /// Attaches the pod to the node's network. On failure what was made is taken down again; what cannot be, DEL
     /// finds later.
     ///
+    /// `prepared` is what [`Cni::prepare`] made for this sandbox, if it did; it is used if it still fits.
+    ///
     /// An attachment of the same sandbox that exists already is taken down first: the caller would not ask again
     /// if it knew of it.
-    pub fn add(&self, pod: &PodNetworkRequest<'_>) -> Result<PodNetwork, CniError> {
+    pub fn add(
+        &self,
+        pod: &PodNetworkRequest<'_>,
+        prepared: Option<Prepared>,
+    ) -> Result<PodNetwork, CniError> {
         pod.validate()?;
         let list = self.network()?;
         if list.has_external() && pod.netns_path.is_none() {
@@ -47,7 +54,7 @@ impl Cni {
             result: None,
         };
         self.cache.write(&record, State::Adding)?;
-        match self.run_add(&list, &mut record, pod.netns, pod.netns_path) {
+        match self.run_add(&list, &mut record, pod, prepared) {
             Ok(result) => Ok(self.describe(&list, result)),
             Err(error) => {
                 // The first failure is the one to tell. A second one leaves the record, and DEL tries again.
@@ -61,10 +68,12 @@ impl Cni {
         &self,
         list: &Arc<Conflist>,
         record: &mut Record,
-        netns: BorrowedFd<'_>,
-        path: Option<&Path>,
+        request: &PodNetworkRequest<'_>,
+        prepared: Option<Prepared>,
     ) -> Result<CniResult, CniError> {
-        let mut pod = match self.take_spare(list, record, netns, &sandbox_name(netns, path)?) {
+        let (netns, path) = (request.netns, request.netns_path);
+        let sandbox = sandbox_name(netns, path)?;
+        let mut pod = match self.use_prepared(prepared, list, record, netns, &sandbox) {
             Some(pod) => pod,
             None => pod_side(netns, path, wants_ipv6(list, &record.capability_args))?,
         };

@@ -19,7 +19,6 @@ impl Cni {
     }
 
     fn del_sandbox(&self, sandbox_id: &str) -> Result<(), CniError> {
-        self.forget_spare_of(sandbox_id);
         for key in self.cache.of_sandbox(sandbox_id) {
             self.del_one(&key)?;
         }

@@ -50,6 +50,7 @@ pub use error::CniError;
 pub use reap::{Leftover, Reaped};
 pub use request::{Bandwidth, DnsConfig, PodNetwork, PodNetworkRequest, PodRef, PortMapping, Protocol};
 pub use result::{CniResult, Dns, Interface, IpConfig, Route};
+pub use spare::Prepared;
 pub use status::NetworkStatus;
 
 /// The node's pod network.

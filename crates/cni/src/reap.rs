@@ -135,7 +135,7 @@ impl Cni {
         let known = |id: &str| {
             valid.contains(&id)
                 || records.iter().any(|(key, _)| key.sandbox_id == id)
-                || self.spares.is_for(id)
+                || self.spares.contains(id)
         };
         let prefix = self.node.config.instance.alias_prefix();
         let links = self
@@ -235,7 +235,6 @@ impl Cni {
     /// Links without a record are what a daemon made in advance that was killed a moment ago: the kernel has not come round to
     /// them yet.
     pub fn remove_networks(&self) -> Result<(), CniError> {
-        self.forget_spare();
         self.node.nft.remove()?;
         let prefix = self.node.config.instance.alias_prefix();
         let records = self.cache.all();

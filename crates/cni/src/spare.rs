@@ -10,8 +10,10 @@
 //! ```
 //!
 //! Nothing of this is written down: the pair goes with its namespace, which only descriptors of this process keep. It is
-//! used if the network and the bridge are the same when the pod comes, and given up otherwise.
+//! used if the network and the bridge are the same when the pod comes, and given up otherwise. It belongs to whoever has the
+//! [`Prepared`], so that what is prepared for the next sandbox never touches what a sandbox on its way was given.
 
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -37,9 +39,9 @@ pub(crate) struct Pair {
     pub(crate) host_mac: Mac,
 }
 
-/// What was made for a sandbox that is to come.
-struct Spare {
-    sandbox_id: String,
+/// What was made for a sandbox that is to come. Dropped, it goes with the namespace.
+pub struct Prepared {
+    sandbox: Expected,
     if_name: String,
     /// Inode of the namespace.
     netns: u64,
@@ -52,139 +54,106 @@ struct Spare {
     socket: Socket,
 }
 
-/// The one that is ready, and the sandbox for which one is being made or is ready.
-#[derive(Default)]
-pub(crate) struct Spares(Mutex<State>);
-
-#[derive(Default)]
-struct State {
-    sandbox_id: Option<String>,
-    ready: Option<Spare>,
-}
+/// The sandboxes for which something is being made or is ready.
+#[derive(Clone, Default)]
+pub(crate) struct Spares(Arc<Mutex<BTreeSet<String>>>);
 
 impl Spares {
-    /// Whether this sandbox is the one that is prepared for.
-    pub(crate) fn is_for(&self, sandbox_id: &str) -> bool {
-        self.lock().sandbox_id.as_deref() == Some(sandbox_id)
+    /// Whether this sandbox is one that is prepared for.
+    pub(crate) fn contains(&self, sandbox_id: &str) -> bool {
+        self.lock().contains(sandbox_id)
     }
 
-    /// Begins another one; the one that was ready.
-    fn begin(&self, sandbox_id: Option<&str>) -> Option<Spare> {
-        let mut state = self.lock();
-        state.sandbox_id = sandbox_id.map(str::to_owned);
-        state.ready.take()
+    fn expect(&self, sandbox_id: &str) -> Expected {
+        self.lock().insert(sandbox_id.to_owned());
+        Expected { id: sandbox_id.to_owned(), among: self.clone() }
     }
 
-    fn take(&self, sandbox_id: &str) -> Option<Spare> {
-        let mut state = self.lock();
-        if state.ready.as_ref().is_none_or(|spare| spare.sandbox_id != sandbox_id) {
-            return None;
-        }
-        state.sandbox_id = None;
-        state.ready.take()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, BTreeSet<String>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Cni {
-    /// Makes what can be made of the attachment of a sandbox that does not exist yet, in its namespace, in place of what
-    /// was made for another one. Where the network's first plugin is not the built-in bridge, that is nothing.
-    ///
-    /// The caller gives the namespace up if the sandbox never comes; [`Cni::forget_spare`] does the rest.
-    pub fn prepare(&self, sandbox_id: &str, if_name: &str, netns: BorrowedFd<'_>) -> Result<(), CniError> {
-        crate::request::validate_id(sandbox_id)?;
-        let list = self.network()?;
-        let Some(first) =
-            list.plugins.first().filter(|plugin| plugin.is_built_in() && plugin.kind == "bridge")
-        else {
-            return Ok(());
-        };
-        if let Some(old) = self.spares.begin(Some(sandbox_id)) {
-            self.delete(&old);
-        }
-        let made = self.make_spare(sandbox_id, if_name, netns, &list, &first.config);
-        let mut state = self.spares.lock();
-        match made {
-            Ok(spare) if state.sandbox_id.as_deref() == Some(sandbox_id) => {
-                state.ready = Some(spare);
-                Ok(())
-            }
-            // Given up meanwhile.
-            Ok(spare) => {
-                drop(state);
-                self.delete(&spare);
-                Ok(())
-            }
-            Err(error) => {
-                state.sandbox_id.take_if(|id| id == sandbox_id);
-                Err(error)
-            }
-        }
-    }
+/// One of these, as long as it is there.
+struct Expected {
+    id: String,
+    among: Spares,
+}
 
-    fn make_spare(
+impl Drop for Expected {
+    fn drop(&mut self) {
+        self.among.lock().remove(&self.id);
+    }
+}
+
+impl Cni {
+    /// Makes what can be made of the attachment of a sandbox that does not exist yet, in its namespace. Where the network's
+    /// first plugin is not the built-in bridge, that is nothing.
+    ///
+    /// It is for [`Cni::add`]. If the sandbox never comes, the caller gives up the namespace; [`Cni::give_up`] is quicker.
+    pub fn prepare(
         &self,
         sandbox_id: &str,
         if_name: &str,
         netns: BorrowedFd<'_>,
+    ) -> Result<Option<Prepared>, CniError> {
+        crate::request::validate_id(sandbox_id)?;
+        let list = self.network()?;
+        let first = list.plugins.first().filter(|plugin| plugin.is_built_in() && plugin.kind == "bridge");
+        let Some(first) = first else { return Ok(None) };
+        let sandbox = self.spares.expect(sandbox_id);
+        self.make_spare(sandbox, if_name, netns, &list, &first.config).map(Some)
+    }
+
+    fn make_spare(
+        &self,
+        sandbox: Expected,
+        if_name: &str,
+        netns: BorrowedFd<'_>,
         list: &Arc<Conflist>,
         config: &Map<String, Value>,
-    ) -> Result<Spare, CniError> {
+    ) -> Result<Prepared, CniError> {
         let input = PluginInput { config, runtime: &Default::default() };
         let config = BridgeConfig::parse(&list.name, &input)?;
         let ipv6 = wants_ipv6(list, &Default::default());
         let namespace = inode(netns)?;
-        let at = Attachment { sandbox_id, if_name, network: &list.name };
+        let at = Attachment { sandbox_id: &sandbox.id, if_name, network: &list.name };
         let entering = CniError::kernel("enter a network namespace made in advance");
         let socket = PodSocket::open(netns, ipv6).map_err(entering)?;
         let pair = bridge::make_pair(&self.node, &at, &config, None, netns)?;
         let looking = || CniError::kernel("look at a link made in advance");
         let index = self.index_of(&pair.name).map_err(looking())?;
         let socket = socket.into_inner().map_err(looking())?;
-        let (sandbox_id, if_name) = (sandbox_id.to_owned(), if_name.to_owned());
-        Ok(Spare { sandbox_id, if_name, netns: namespace, ipv6, list: list.clone(), pair, index, socket })
+        let (if_name, list) = (if_name.to_owned(), list.clone());
+        Ok(Prepared { sandbox, if_name, netns: namespace, ipv6, list, pair, index, socket })
     }
 
-    /// Gives up what was prepared. Its links go here, if the caller's namespace is not gone already.
-    pub fn forget_spare(&self) {
-        if let Some(spare) = self.spares.begin(None) {
-            self.delete(&spare);
-        }
-    }
-
-    /// The same, if it is this sandbox's.
-    pub(crate) fn forget_spare_of(&self, sandbox_id: &str) {
-        if let Some(spare) = self.spares.take(sandbox_id) {
-            self.delete(&spare);
-        }
+    /// Deletes what was prepared in vain, though its namespace may live on.
+    pub fn give_up(&self, prepared: Prepared) {
+        // One that cannot be deleted goes with its namespace.
+        let _ = self.node.route.with(|socket| {
+            let mut batch = Batch::new();
+            link::delete(&mut batch, prepared.index);
+            socket.exchange(&mut batch, |_, _| {}).map(drop)
+        });
     }
 
     fn index_of(&self, link: &str) -> std::io::Result<u32> {
         self.node.route.with(|socket| socket.index_of(link))
     }
 
-    fn delete(&self, spare: &Spare) {
-        // One that cannot be deleted goes with its namespace.
-        let _ = self.node.route.with(|socket| {
-            let mut batch = Batch::new();
-            link::delete(&mut batch, spare.index);
-            socket.exchange(&mut batch, |_, _| {}).map(drop)
-        });
-    }
-
     /// What was prepared for this attachment, if it still is what would be made now.
-    pub(crate) fn take_spare<'a>(
+    pub(crate) fn use_prepared<'a>(
         &self,
+        prepared: Option<Prepared>,
         list: &Arc<Conflist>,
         record: &Record,
         netns: BorrowedFd<'a>,
         sandbox: &str,
     ) -> Option<PodSide<'a>> {
-        let spare = self.spares.take(&record.sandbox_id)?;
-        let fits = Arc::ptr_eq(&spare.list, list)
+        let spare = prepared?;
+        let fits = spare.sandbox.id == record.sandbox_id
+            && Arc::ptr_eq(&spare.list, list)
             && spare.if_name == record.if_name
             && inode(netns).is_ok_and(|inode| inode == spare.netns)
             && (spare.ipv6 || !wants_ipv6(list, &record.capability_args))
@@ -192,10 +161,10 @@ impl Cni {
             && self.index_of(&spare.pair.name).is_ok_and(|index| index == spare.index)
             && self.index_of(&spare.pair.bridge.name).is_ok_and(|index| index == spare.pair.bridge.index);
         if !fits {
-            self.delete(&spare);
+            self.give_up(spare);
             return None;
         }
-        let Spare { pair, socket, .. } = spare;
+        let Prepared { pair, socket, .. } = spare;
         Some(PodSide {
             netns,
             sandbox: sandbox.to_owned(),

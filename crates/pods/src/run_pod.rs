@@ -17,7 +17,7 @@ use std::ffi::CString;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 
-use bowline_cni::{PodNetworkRequest, PodRef};
+use bowline_cni::{PodNetworkRequest, PodRef, Prepared};
 use bowline_linux::clone::Cloned;
 use bowline_model::SandboxId;
 use bowline_model::spec::{IdMapping, NamespaceMode, PodSpec, Protocol};
@@ -159,27 +159,28 @@ async fn steps(
     // A namespace that only a descriptor keeps goes with us: it may come before the intent is recorded.
     let network = async {
         if !own_network || own_users {
-            return Ok((None, None));
+            return Ok((None, None, None));
         }
         if let Some(taken) = spare
             && let Some(ready) = taken.arrived().await
         {
-            return Ok((Some(Arc::new(ready.network)), ready.monitor));
+            return Ok((Some(Arc::new(ready.network)), ready.links, ready.monitor));
         }
         let make = || netns::make().map_err(doing("make a network namespace"));
-        blocking("make a network namespace", make).await.map(|made| (Some(Arc::new(made)), None))
+        blocking("make a network namespace", make).await.map(|made| (Some(Arc::new(made)), None, None))
     };
     let (network, files) = tokio::join!(network, prepare(shared, &record));
-    let ((network, waiting), files) = (network?, files?);
+    let ((network, links, waiting), files) = (network?, files?);
     let monitor = monitor_with_setup(shared, &record, &files, network.as_deref(), waiting);
     let (attached, started) = if own_users {
         // The pod's user namespace must own its network namespace, so the monitor makes both.
         let started = monitor.await?;
         let [_, network] = namespaces(&started.0.monitor).await?;
-        (attach(shared, &record, Some(Arc::new(network))).await, Ok(started))
+        (attach(shared, &record, Some(Arc::new(network)), links).await, Ok(started))
     } else {
         // The monitor first: it is at work while we are.
-        let (started, attached) = tokio::join!(biased; monitor, attach(shared, &record, network.clone()));
+        let (started, attached) =
+            tokio::join!(biased; monitor, attach(shared, &record, network.clone(), links));
         (attached, started)
     };
     let (mut uncommitted, heard, pid) = started?;
@@ -293,6 +294,7 @@ async fn attach(
     shared: &Arc<Shared>,
     record: &PodRecord,
     network: Option<Arc<OwnedFd>>,
+    links: Option<Prepared>,
 ) -> Result<Option<NetworkRecord>, PodError> {
     let Some(network) = network else { return Ok(None) };
     let _stage = stage("attach to the network");
@@ -325,7 +327,7 @@ async fn attach(
             ips: &[],
             mac: None,
         };
-        let added = shared.cni.add(&request).map_err(doing("attach the pod to the network"))?;
+        let added = shared.cni.add(&request, links).map_err(doing("attach the pod to the network"))?;
         Ok(Some(NetworkRecord {
             ips: added.ips.iter().map(ToString::to_string).collect(),
             result: added.result_json,

@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use bowline_cni::Prepared;
 use bowline_linux::clone::Cloned;
 use bowline_model::SandboxId;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -41,6 +42,8 @@ pub struct Spare {
 pub struct Ready {
     /// Its network namespace.
     pub network: OwnedFd,
+    /// The links in it, if the network is one that can have them made in advance.
+    pub links: Option<Prepared>,
     /// Its monitor, which has heard nothing yet.
     pub monitor: Option<Waiting>,
 }
@@ -95,18 +98,22 @@ impl Spare {
         let Some(making) = self.place.begin(|| SandboxId::from_bytes(random_id())) else { return };
         let Ok(network) = netns::make() else { return };
         let name = making.id.to_string();
-        if links && let Err(error) = shared.cni.prepare(&name, netns::IF_NAME, network.as_fd()) {
+        let prepare = || shared.cni.prepare(&name, netns::IF_NAME, network.as_fd());
+        let links = if links { prepare() } else { Ok(None) };
+        let links = links.unwrap_or_else(|error| {
             tracing::debug!(error = %crate::chain(&error), "the next pod's links could not be made in advance");
-        }
+            None
+        });
         let monitor = Waiting::start(shared, &name).ok();
         // What nobody takes in, because its pod has gone meanwhile, ends here.
-        drop(making.end(Ready { network, monitor }));
+        drop(making.end(Ready { network, links, monitor }));
     }
 
     /// Gives up what is ready.
     pub fn clear(&self, shared: &Shared) {
-        drop(self.take());
-        shared.cni.forget_spare();
+        if let Some((_, Taken::Ready(Ready { links: Some(links), .. }))) = self.take() {
+            shared.cni.give_up(links);
+        }
     }
 }
 

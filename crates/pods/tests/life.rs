@@ -106,8 +106,6 @@ impl Node {
 impl Drop for Node {
     fn drop(&mut self) {
         let cni = self.pods.cni().clone();
-        // A port of the bridge, as long as it is there.
-        cni.forget_spare();
         let _ = cni.reap();
         let _ = cni.remove_networks();
     }

@@ -48,10 +48,11 @@ fn told(node: &Node, file: &str) -> String {
 
 fn add(cni: &Cni, pod: &Pod, ports: &[PortMapping]) -> Result<PodNetwork, CniError> {
     let path = PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), pod.netns.as_raw_fd()));
-    cni.add(&bowline_cni::PodNetworkRequest {
+    let request = bowline_cni::PodNetworkRequest {
         netns_path: Some(&path),
         ..request(&pod.id, pod.netns.as_fd(), ports)
-    })
+    };
+    cni.add(&request, None)
 }
 
 const CHAIN: &str = r#"{"cniVersion":"1.1.0","name":"chain","plugins":[

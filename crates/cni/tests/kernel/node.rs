@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use bowline_cni::{
-    Cni, CniConfig, CniError, InstanceTag, PodNetwork, PodNetworkRequest, PodRef, PortMapping,
+    Cni, CniConfig, CniError, InstanceTag, PodNetwork, PodNetworkRequest, PodRef, PortMapping, Prepared,
 };
 use bowline_linux::netns::unshare_network;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -127,6 +127,11 @@ impl Pod {
         add(cni, &self.id, self.netns.as_fd(), &[]).unwrap()
     }
 
+    /// With what was made in advance.
+    pub fn add_prepared(&self, cni: &Cni, prepared: Prepared) -> PodNetwork {
+        cni.add(&request(&self.id, self.netns.as_fd(), &[]), Some(prepared)).unwrap()
+    }
+
     pub fn add_with(&self, cni: &Cni, ports: &[PortMapping]) -> Result<PodNetwork, CniError> {
         add(cni, &self.id, self.netns.as_fd(), ports)
     }
@@ -192,7 +197,7 @@ pub fn request<'a>(id: &'a str, netns: BorrowedFd<'a>, ports: &'a [PortMapping])
 }
 
 fn add(cni: &Cni, id: &str, netns: BorrowedFd<'_>, ports: &[PortMapping]) -> Result<PodNetwork, CniError> {
-    cni.add(&request(id, netns, ports))
+    cni.add(&request(id, netns, ports), None)
 }
 
 /// Does `work` on a thread in that namespace.

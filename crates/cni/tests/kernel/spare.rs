@@ -3,13 +3,13 @@
 use std::os::fd::AsFd as _;
 use std::process::Command;
 
-use bowline_cni::{Cni, PodNetwork};
+use bowline_cni::{Cni, PodNetwork, Prepared};
 
 use crate::bridge::DUAL_STACK;
-use crate::node::{Node, Pod, at, links, on_a_node, pod_ref, reap_all, until};
+use crate::node::{Node, Pod, at, links, on_a_node, reap_all, until};
 
-fn prepare(cni: &Cni, pod: &Pod) {
-    cni.prepare(&pod.id, "eth0", pod.netns.as_fd()).unwrap();
+fn prepare(cni: &Cni, pod: &Pod) -> Prepared {
+    cni.prepare(&pod.id, "eth0", pod.netns.as_fd()).unwrap().expect("the network is a bridge")
 }
 
 /// The host's ends of pairs.
@@ -38,11 +38,11 @@ fn a_pod_gets_the_links_that_were_made_for_it() {
         let cni = node.cni();
         let (other, pod) = (Pod::new("other"), Pod::new("a"));
         let plain = other.add(&cni);
-        prepare(&cni, &pod);
+        let prepared = prepare(&cni, &pod);
         let made: Vec<String> = pairs().into_iter().filter(|name| *name != end_of(&plain)).collect();
         assert_eq!(made.len(), 1, "a pair is there before the pod");
         assert_eq!(cni.leftovers(&["other"]).unwrap(), [], "what is prepared is no leftover");
-        let network = pod.add(&cni);
+        let network = pod.add_prepared(&cni, prepared);
         assert_eq!(end_of(&network), made[0], "the pair that was made is the pod's");
         assert_eq!(pairs().len(), 2, "no other one was made");
         cni.check("a", pod.netns.as_fd(), None).unwrap();
@@ -63,32 +63,48 @@ fn a_pod_gets_the_links_that_were_made_for_it() {
     });
 }
 
+/// The next one's were made while a pod was on its way to its own, which were deleted under it.
+#[test]
+fn each_pod_has_its_own() {
+    on_a_node(|node| {
+        node.conflist(DUAL_STACK);
+        let cni = node.cni();
+        let (a, b) = (Pod::new("a"), Pod::new("b"));
+        let for_a = prepare(&cni, &a);
+        let first = pairs();
+        let for_b = prepare(&cni, &b);
+        assert_eq!(pairs().len(), 2);
+        assert_eq!(cni.leftovers(&[]).unwrap(), [], "both are expected");
+        assert_eq!([end_of(&a.add_prepared(&cni, for_a))], first[..]);
+        let network = b.add_prepared(&cni, for_b);
+        assert!(!first.contains(&end_of(&network)));
+        assert_eq!(pairs().len(), 2);
+        // Of another sandbox: given up.
+        let (c, d) = (Pod::new("c"), Pod::new("d"));
+        let for_c = prepare(&cni, &c);
+        d.add_prepared(&cni, for_c);
+        assert_eq!(pairs().len(), 3);
+        nothing_stays(node, &cni, &[&a, &b, &d]);
+    });
+}
+
 #[test]
 fn what_is_prepared_in_vain_goes() {
     on_a_node(|node| {
         node.conflist(DUAL_STACK);
         let cni = node.cni();
-        let (a, b, c) = (Pod::new("a"), Pod::new("b"), Pod::new("c"));
-        prepare(&cni, &a);
-        let first = pairs();
-        prepare(&cni, &b);
-        assert_eq!(pairs().len(), 1, "one at a time");
-        assert_ne!(pairs(), first);
-        cni.del(&pod_ref("b")).unwrap();
-        assert_eq!(pairs().len(), 0, "a pod that failed before its network gives it up");
-        prepare(&cni, &c);
-        cni.forget_spare();
+        let (a, b) = (Pod::new("a"), Pod::new("b"));
+        cni.give_up(prepare(&cni, &a));
         assert_eq!(pairs().len(), 0);
-        prepare(&cni, &c);
-        // As when the daemon is killed: no descriptor of the namespace is left.
-        drop((cni, c));
+        drop((prepare(&cni, &b), b));
         until("the pair to go with its namespace", || pairs().is_empty());
-        let (cni, d) = (node.cni(), Pod::new("d"));
-        prepare(&cni, &d);
-        // A moment after that, before the kernel has come round to it.
-        drop(cni);
+        let d = Pod::new("d");
+        let prepared = prepare(&cni, &d);
+        // As when the daemon is killed, and before the kernel has come round to it.
+        drop((prepared, cni));
         assert_eq!(pairs().len(), 1);
         let cni = node.cni();
+        assert_eq!(cni.leftovers(&[]).unwrap().len(), 1, "nobody expects it any more");
         cni.remove_networks().unwrap();
         nothing_stays(node, &cni, &[]);
     });
@@ -101,20 +117,20 @@ fn what_no_longer_fits_is_made_anew() {
         let cni = node.cni();
         // The network has changed.
         let a = Pod::new("a");
-        prepare(&cni, &a);
+        let prepared = prepare(&cni, &a);
         node.conflist(&DUAL_STACK.replace("bwt1", "bwt2"));
-        let network = a.add(&cni);
+        let network = a.add_prepared(&cni, prepared);
         assert!(network.interfaces.iter().any(|link| link.name == "bwt2"), "{network:?}");
         cni.check("a", a.netns.as_fd(), None).unwrap();
         // Somebody has deleted the pair, or the bridge.
         for victim in ["pair", "bridge"] {
             let b = Pod::new(victim);
             let before = pairs();
-            prepare(&cni, &b);
+            let prepared = prepare(&cni, &b);
             let made = pairs().into_iter().find(|name| !before.contains(name)).unwrap();
             let name = if victim == "bridge" { "bwt2" } else { made.strip_prefix("link ").unwrap() };
             delete_link(name);
-            let network = b.add(&cni);
+            let network = b.add_prepared(&cni, prepared);
             cni.check(victim, b.netns.as_fd(), None).unwrap();
             assert_eq!(pairs().len(), before.len() + 1, "{network:?}");
             b.del(&cni);
@@ -122,8 +138,8 @@ fn what_no_longer_fits_is_made_anew() {
         }
         // A namespace of the same sandbox that is another one.
         let (d, e) = (Pod::new("d"), Pod::new("d"));
-        prepare(&cni, &d);
-        let network = e.add(&cni);
+        let prepared = prepare(&cni, &d);
+        let network = e.add_prepared(&cni, prepared);
         assert_eq!(pairs().iter().filter(|name| **name == end_of(&network)).count(), 1);
         cni.check("d", e.netns.as_fd(), None).unwrap();
         drop(d);
