@@ -8,9 +8,13 @@
 //!                   overlays as detached trees
 //!                   joins the PID namespace, if there
 //!                   is one, and the user namespace
-//!                   clone3 (CLONE_PARENT) -----------> becomes root of the namespace,
-//!   <-- Became ---- and ends                           then as every child
+//!                   clone3 (CLONE_PARENT) -----------> waits
+//!   <-- Became ---- a byte, and ends ----------------> becomes root of the namespace,
+//!                                                      then as every child
 //! ```
+//!
+//! It waits so that nothing of it is heard before its number is: a helper may be kept from the processor for so long after
+//! `clone3` that a short program has ended meanwhile, and the launcher would reap a process that it has never heard of.
 //!
 //! Overlays are mounted outside, since inside nobody may read what their layers say about hidden files
 //! (`trusted.overlay.*`); mount, PID and cgroup namespaces are made from inside, since the user namespace must own
@@ -25,7 +29,9 @@ use bowline_launch_plan::{Source, Step};
 use bowline_linux::clone::{self, ns};
 use bowline_linux::{exec, process};
 use rustix::fs::{FileType, Gid, Uid};
+use rustix::io::{dup2, read, retry_on_intr, write};
 use rustix::mount::{UnmountFlags, unmount};
+use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::child::{self, Outcome, at, io_at};
 use crate::report::{self, Stage};
@@ -58,9 +64,18 @@ fn walk(prepared: &Prepared<'_>) -> Outcome {
         sibling: true,
         ..clone::CloneOptions::default()
     };
-    let born = clone::clone_process(&options, || child::run_inside(prepared));
+    let (wait, mut go) = pipe_with(PipeFlags::CLOEXEC).map_err(at(Stage::Namespace, 5))?;
+    let born = clone::clone_process(&options, || {
+        // Our own copy of the writing end: if the helper dies, the pipe ends.
+        let told = dup2(&wait, &mut go).and_then(|()| retry_on_intr(|| read(&wait, &mut [0u8; 1])));
+        match told {
+            Ok(1) => child::run_inside(prepared),
+            _ => exec::exit_now(127),
+        }
+    });
     let born = born.map_err(io_at(Stage::Namespace, 3))?;
-    report::send_became(prepared.sync, born.pid, born.pidfd.as_fd()).map_err(io_at(Stage::Namespace, 4))
+    report::send_became(prepared.sync, born.pid, born.pidfd.as_fd()).map_err(io_at(Stage::Namespace, 4))?;
+    write(&go, b"0").map(drop).map_err(at(Stage::Namespace, 6))
 }
 
 /// What only the launcher's own user namespace may do: hard limits above those inherited, streams of the host's.
