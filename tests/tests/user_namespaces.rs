@@ -3,6 +3,9 @@
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, chown};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use bowline_cri_proto::v1;
 use bowline_tests::{Client, Daemon, Inventory, container, pod};
@@ -112,4 +115,65 @@ fn the_writable_layer_and_processes_are_nobodys_on_the_host() {
         assert!(String::from_utf8_lossy(&answer.stdout).contains("uid=0"), "{answer:?}");
         client.remove(&sandbox).await.unwrap();
     });
+}
+
+/// A helper that is kept from the processor right after it has made the container's process: that one must not be heard
+/// of before its number is.
+#[test]
+fn an_exit_counts_however_late_its_number_is_told() {
+    if Command::new("strace").arg("-V").stdout(Stdio::null()).status().is_err() {
+        println!("NOT TESTED: an_exit_counts_however_late_its_number_is_told: strace is not installed");
+        return;
+    }
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let daemon = Daemon::start();
+    let mut client = runtime.block_on(Client::connect(&daemon));
+    runtime.block_on(client.pull(&daemon));
+    let clean = Inventory::take(daemon.folder());
+    let logs = daemon.folder().join("logs");
+    let mode = v1::NamespaceMode::Container;
+    let sandbox = runtime.block_on(client.run(mapped_pod("late", &logs, mode))).unwrap();
+    let config = in_mode(container(&client, "first", "exec sleep 1000"), mode);
+    let first = runtime.block_on(client.start(&sandbox, config)).unwrap();
+    let mut strace = hold_helpers(monitor_of(&sandbox), &daemon.folder().join("strace"));
+    // The monitor is held once itself; what it clones after that is not its first.
+    runtime.block_on(client.exec(&first, &["true"])).unwrap();
+
+    let config = in_mode(container(&client, "short", "exit 7"), mode);
+    let short = runtime.block_on(client.start(&sandbox, config)).unwrap();
+    let mut status = v1::ContainerStatus::default();
+    bowline_tests::wait_for("the exit", Duration::from_secs(30), || {
+        status = runtime.block_on(client.status(&short)).unwrap();
+        status.state == v1::ContainerState::ContainerExited as i32
+    });
+    assert_eq!((status.exit_code, status.reason.as_str()), (7, "Error"));
+    // TERM lets go of what it holds.
+    let pid = rustix::process::Pid::from_child(&strace);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    strace.wait().unwrap();
+    runtime.block_on(client.remove(&sandbox)).unwrap();
+    clean.wait_equal(daemon.folder());
+}
+
+/// Keeps each process that the monitor makes for two seconds in the first `clone3` of its own.
+fn hold_helpers(monitor: u32, log: &Path) -> Child {
+    let mut command = Command::new("strace");
+    command.args(["-f", "-q", "-e", "trace=clone3", "-e", "inject=clone3:delay_exit=2000000:when=1"]);
+    let strace = command.arg("-o").arg(log).args(["-p", &monitor.to_string()]).spawn().unwrap();
+    let traced = || {
+        let status = fs::read_to_string(format!("/proc/{monitor}/status")).unwrap();
+        !status.lines().any(|line| line.split_whitespace().eq(["TracerPid:", "0"]))
+    };
+    bowline_tests::wait_for("strace to be there", Duration::from_secs(10), traced);
+    strace
+}
+
+fn monitor_of(sandbox: &str) -> u32 {
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    let mut pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let is_it = |pid: &u32| {
+        let line = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.split('\0').take(2).eq(["bowline-monitor", sandbox])
+    };
+    pids.find(is_it).expect("the pod has a monitor")
 }

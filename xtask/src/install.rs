@@ -32,6 +32,10 @@ pub fn for_pods() -> Result<()> {
     if !on_path("ip") {
         packages.push("iproute2");
     }
+    // A test holds a process at a place that it passes too quickly otherwise.
+    if !on_path("strace") {
+        packages.push("strace");
+    }
     apt(&packages)?;
     if rustix_is_not_root() {
         bail!("running pods takes root: try `sudo -E cargo xtask ...`");
