@@ -110,7 +110,6 @@ impl ServeError {
 pub(crate) fn main(args: Args) -> ExitCode {
     // First of all: while there is one thread, and no descriptor of ours.
     let inherited = inherited();
-    memory::prepare();
     let flags = Flags {
         root: args.root,
         state: args.state,
