@@ -1,7 +1,7 @@
 //! Memory that a burst of calls has used goes back to the node when the burst is over.
 //!
-//! Fewer pools for the threads (`M_ARENA_MAX`) would keep another MiB from being needed, and cost a call up to 0.8 ms while they wait
-//! for one another: not done.
+//! Fewer pools for the threads (`M_ARENA_MAX`) would keep another MiB from being needed, and make calls wait for one another: pod down
+//! took 4.8 ms for 3.9 (docs/performance.md).
 
 use std::time::Duration;
 

@@ -91,10 +91,6 @@ pub struct Container {
     pub restored_with: Option<[i32; 3]>,
     /// The cgroup v2 folder of hooks that the daemon runs for it, until its program runs.
     pub hooks: Option<CString>,
-    /// Its process has taken the place of the one that was launched.
-    pub became: bool,
-    /// It waits at its gate, and the process that does is not known yet: in a user namespace another one tells of that.
-    pub waits: bool,
     /// criu has brought it back, and the daemon on this connection has not looked at it yet. It ends with that connection:
     /// criu lets it go whether anybody looks or not.
     pub unseen: Option<PeerId>,

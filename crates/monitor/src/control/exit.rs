@@ -20,6 +20,7 @@ impl Control {
     pub(super) fn reap(&mut self) {
         process::clear_signals(&self.signals);
         while let Ok(Some(reaped)) = process::reap_any() {
+            self.hear_numbers(reaped.pid);
             // A program may have run and ended before its reports were read.
             self.hear_child(reaped.pid);
             let Some(pod) = &mut self.pod else { continue };
@@ -38,6 +39,18 @@ impl Control {
                 self.exec_ended(reaped);
             }
         }
+    }
+
+    /// Whoever ended may be a container's process whose number is in its launch's first report (`launch/src/user.rs`), which
+    /// was sent before the process could do anything, and may not have been read yet.
+    fn hear_numbers(&mut self, pid: i32) {
+        let Some(pod) = self.pod.as_ref().filter(|pod| pod.surroundings.user.is_some()) else { return };
+        if pod.containers.iter().any(|container| container.pid == pid) {
+            return;
+        }
+        let launching = pod.containers.iter().filter(|c| matches!(c.life, Life::Launching { .. }));
+        let launching: Vec<i32> = launching.map(|container| container.pid).collect();
+        launching.into_iter().for_each(|pid| self.hear_child(pid));
     }
 
     fn container_ended(&mut self, reaped: Reaped) {

@@ -80,16 +80,6 @@ impl Control {
     }
 
     pub(super) fn container_waits(&mut self, at: usize) {
-        let Some(pod) = &mut self.pod else { return };
-        let container = &mut pod.containers[at];
-        if pod.surroundings.user.is_some() && !container.became {
-            container.waits = true;
-        } else {
-            self.tell_waiting(at);
-        }
-    }
-
-    pub(super) fn tell_waiting(&mut self, at: usize) {
         let Some(pod) = &self.pod else { return };
         let container = &pod.containers[at];
         if let Life::Launching { waiting, .. } = &container.life

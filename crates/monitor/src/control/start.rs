@@ -181,12 +181,8 @@ impl Control {
             Ok(Report::Became(pid, pidfd)) => {
                 let container = &mut pod.containers[at];
                 (container.pid, container.pidfd) = (pid, pidfd);
-                container.became = true;
                 if let Life::Launching { sync, .. } = &container.life {
                     let _ = epoll::modify(&self.epoll, sync, Token::Child(pid as u32).data(), EventFlags::IN);
-                }
-                if std::mem::take(&mut container.waits) {
-                    self.tell_waiting(at);
                 }
             }
             Ok(Report::Held) => self.container_held(at),
@@ -380,8 +376,6 @@ fn keep(
         terminal: None,
         restored_with: None,
         hooks: None,
-        became: false,
-        waits: false,
         unseen: None,
     };
     if plan.terminal {
